@@ -1,0 +1,587 @@
+//! The advert: what a node says of itself in the zone and on the LAN, as DNS-SD
+//! records (RFC 6763) and back. The only place that knows names and TXT keys.
+//!
+//! The records are a superset of those that the CoreDNS plugin wgsd serves. The
+//! TXT strings of a node end with its signature over the zone's name and every
+//! other TXT string *as it stands*, so that nothing has to be encoded again to be
+//! verified, and keys that a later version adds are covered unseen. SRV, A and
+//! AAAA are a pure function of the signed candidates ([`Advert::endpoint`]): a
+//! record set whose SRV or addresses differ from what its TXT derives is refused
+//! as a whole. On the LAN, SRV and addresses belong to the mDNS host and are not
+//! looked at; the TXT strings are the same.
+//!
+//! `docs/protocol.md` tells the form byte for byte.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    str::FromStr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use data_encoding::BASE64;
+use hickory_proto::rr::Name;
+use ipnet::IpNet;
+
+use crate::identity::{Identity, PublicKey};
+
+/// The service type's labels (RFC 6763 §7): wgsd's.
+pub const SERVICE_LABELS: [&str; 2] = ["_wireguard", "_udp"];
+
+/// What a signature is over begins with this, so that no other use of the key
+/// can ever make one that counts as an advert's.
+const SIGNATURE_CONTEXT: &[u8] = b"zonemesh advert v1\0";
+
+/// The most bytes that the TXT strings may take together, so that SRV, TXT and
+/// addresses of one node fit 1,232 bytes (DNS Flag Day 2020) with the question
+/// and a TSIG beside them.
+pub const MAX_TXT_LEN: usize = 800;
+
+/// The most candidates that an advert carries; more are neither sent nor used.
+pub const MAX_CANDIDATES: usize = 8;
+
+/// The most routes that one node may advertise.
+pub const MAX_ROUTES: usize = 16;
+
+/// The most overlay addresses that one node may advertise.
+pub const MAX_ADDRESSES: usize = 4;
+
+/// How far two nodes' clocks may stand apart before an advert is refused.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(300);
+
+/// The longest lease that is believed: beyond it a clock is wrong, or somebody
+/// means to haunt the zone.
+pub const MAX_LEASE: Duration = Duration::from_secs(24 * 3600);
+
+/// The DNS zone that the members share, and the names in it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Zone(Name);
+
+impl Zone {
+    /// The zone's own name: absolute, in lower case.
+    pub fn name(&self) -> &Name {
+        &self.0
+    }
+
+    /// `_wireguard._udp.<zone>`: the owner of the PTR records.
+    pub fn service(&self) -> Name {
+        self.below(&SERVICE_LABELS.map(str::as_bytes))
+    }
+
+    /// `<56 characters, padded>._wireguard._udp.<zone>`: the owner of SRV and TXT.
+    pub fn instance(&self, node: &PublicKey) -> Name {
+        let label = format!("{}====", node.to_base32());
+        self.below(&[label.as_bytes(), SERVICE_LABELS[0].as_bytes(), SERVICE_LABELS[1].as_bytes()])
+    }
+
+    /// `<52 characters>.<zone>`: the owner of A and AAAA. Without the padding, so
+    /// that BIND's default `check-names` accepts it.
+    pub fn host(&self, node: &PublicKey) -> Name {
+        self.below(&[node.to_base32().as_bytes()])
+    }
+
+    /// The node that an instance name of this zone names, if it names one.
+    pub fn instance_key(&self, owner: &Name) -> Option<PublicKey> {
+        if owner.num_labels() != self.0.num_labels() + 3 || !self.service().zone_of(owner) {
+            return None;
+        }
+        PublicKey::from_base32(owner.iter().next()?).ok()
+    }
+
+    fn below(&self, labels: &[&[u8]]) -> Name {
+        let labels = labels.iter().copied().chain(self.0.iter());
+        // `FromStr` made sure that the longest name fits.
+        let mut name = Name::from_labels(labels).expect("a name below a checked zone");
+        name.set_fqdn(true);
+        name
+    }
+}
+
+impl FromStr for Zone {
+    type Err = ZoneError;
+
+    fn from_str(text: &str) -> Result<Self, ZoneError> {
+        let mut name = Name::from_ascii(text).map_err(|_| ZoneError::Name)?.to_lowercase();
+        name.set_fqdn(true);
+        if name.is_root() {
+            return Err(ZoneError::Root);
+        }
+        // 255 bytes (RFC 1035 §3.1) less "<56>._wireguard._udp" with its length bytes.
+        if name.len() > 255 - (57 + 11 + 5) {
+            return Err(ZoneError::Long);
+        }
+        Ok(Self(name))
+    }
+}
+
+impl fmt::Display for Zone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// Why a text is no zone's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ZoneError {
+    /// Not a domain name.
+    #[error("not a domain name (RFC 1035 §2.3.1)")]
+    Name,
+    /// The root.
+    #[error("the root is nobody's zone")]
+    Root,
+    /// No room for the records' names below it.
+    #[error("too long: a record's name below it would pass 255 bytes")]
+    Long,
+}
+
+/// Where a candidate's address comes from (RFC 8445 §5.1.1), best known first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum CandidateKind {
+    /// An address of one of the node's own interfaces.
+    Host,
+    /// As seen by a STUN server.
+    ServerReflexive,
+    /// Leased from the NAT by PCP, NAT-PMP or UPnP.
+    Mapped,
+    /// Allocated on a TURN server.
+    Relayed,
+}
+
+impl CandidateKind {
+    const ALL: [(Self, &'static str); 4] = [
+        (Self::Host, "h"),
+        (Self::ServerReflexive, "s"),
+        (Self::Mapped, "m"),
+        (Self::Relayed, "r"),
+    ];
+
+    fn letter(self) -> &'static str {
+        Self::ALL.iter().find(|(kind, _)| *kind == self).map_or("", |(_, letter)| letter)
+    }
+}
+
+/// One address at which a node may be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Candidate {
+    /// Where the address comes from.
+    pub kind: CandidateKind,
+    /// The address and UDP port.
+    pub addr: SocketAddr,
+}
+
+impl fmt::Display for Candidate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.kind.letter(), self.addr)
+    }
+}
+
+impl FromStr for Candidate {
+    type Err = AdvertError;
+
+    fn from_str(text: &str) -> Result<Self, AdvertError> {
+        let bad = AdvertError::Value("cand");
+        let (letter, addr) = text.split_once(':').ok_or(bad)?;
+        let (kind, _) =
+            CandidateKind::ALL.into_iter().find(|(_, known)| *known == letter).ok_or(bad)?;
+        let addr: SocketAddr = addr.parse().map_err(|_| bad)?;
+        if addr.port() == 0 || !is_reachable(addr.ip()) {
+            return Err(bad);
+        }
+        Ok(Self { kind, addr })
+    }
+}
+
+/// What a node says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Advert {
+    /// The node's WireGuard public key.
+    pub node: PublicKey,
+    /// The node's name, for people: 1 to 63 bytes without control characters.
+    pub name: String,
+    /// The overlay addresses of its interface, at most [`MAX_ADDRESSES`].
+    pub addresses: Vec<IpAddr>,
+    /// The prefixes behind it, at most [`MAX_ROUTES`].
+    pub routes: Vec<IpNet>,
+    /// Where it may be reached, best first, at most [`MAX_CANDIDATES`].
+    pub candidates: Vec<Candidate>,
+    /// Rises with every change: of two adverts of a node the higher one counts.
+    pub sequence: u64,
+    /// When the advert lapses unless it is renewed.
+    pub expires: SystemTime,
+}
+
+impl Advert {
+    /// The SRV port and the A and AAAA addresses that these candidates make: the
+    /// public candidates' first port and every public address with that port; the
+    /// same over all candidates where none is public; nothing where there are none
+    /// (an SRV is never published without an address).
+    pub fn endpoint(&self) -> Option<Endpoint> {
+        let public = |candidate: &&Candidate| match candidate.kind {
+            CandidateKind::Host => is_public(candidate.addr.ip()),
+            CandidateKind::ServerReflexive | CandidateKind::Mapped => true,
+            CandidateKind::Relayed => false,
+        };
+        let mut chosen: Vec<SocketAddr> =
+            self.candidates.iter().filter(public).map(|c| c.addr).collect();
+        if chosen.is_empty() {
+            chosen = self.candidates.iter().map(|c| c.addr).collect();
+        }
+        let port = chosen.first()?.port();
+        let addresses = chosen.iter().filter(|addr| addr.port() == port).map(|addr| addr.ip());
+        Some(Endpoint::new(port, addresses.collect()))
+    }
+
+    /// Signs the advert for a zone.
+    ///
+    /// # Errors
+    /// [`AdvertError`] when a field is out of its bounds or all of it is too large.
+    pub fn sign(&self, identity: &Identity, zone: &Zone) -> Result<SignedAdvert, AdvertError> {
+        let mut txt = self.to_txt()?;
+        let signature = identity.sign(&signed_bytes(zone, &txt));
+        txt.push(format!("sig={}", BASE64.encode(&signature)).into_bytes());
+        if txt.iter().map(|string| string.len() + 1).sum::<usize>() > MAX_TXT_LEN {
+            return Err(AdvertError::TooLarge);
+        }
+        let signed = SignedAdvert { advert: self.clone(), txt };
+        // What others would refuse is not published in the first place.
+        signed.advert.check_bounds()?;
+        Ok(signed)
+    }
+
+    fn to_txt(&self) -> Result<Vec<Vec<u8>>, AdvertError> {
+        let expires = self.expires.duration_since(UNIX_EPOCH).map_err(|_| AdvertError::Expired)?;
+        let mut txt =
+            vec!["txtvers=1".to_owned(), format!("pub={}", self.node), format!("name={}", self.name)];
+        push_list(&mut txt, "allowed", &self.routes);
+        push_list(&mut txt, "ip", &self.addresses);
+        push_list(&mut txt, "cand", &self.candidates);
+        txt.push(format!("seq={}", self.sequence));
+        txt.push(format!("exp={}", expires.as_secs()));
+        Ok(txt.into_iter().map(String::into_bytes).collect())
+    }
+
+    fn check_bounds(&self) -> Result<(), AdvertError> {
+        let name = &self.name;
+        if name.is_empty() || name.len() > 63 || name.chars().any(char::is_control) {
+            return Err(AdvertError::Value("name"));
+        }
+        if self.routes.len() > MAX_ROUTES
+            || self.routes.iter().any(|route| route.trunc() != *route)
+        {
+            return Err(AdvertError::Value("allowed"));
+        }
+        if self.addresses.len() > MAX_ADDRESSES {
+            return Err(AdvertError::Value("ip"));
+        }
+        if self.candidates.len() > MAX_CANDIDATES {
+            return Err(AdvertError::Value("cand"));
+        }
+        Ok(())
+    }
+}
+
+/// A UDP port and the addresses that go with it: what SRV, A and AAAA say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    port: u16,
+    addresses: Vec<IpAddr>,
+}
+
+impl Endpoint {
+    /// An endpoint; the addresses are put in order and freed of duplicates.
+    pub fn new(port: u16, mut addresses: Vec<IpAddr>) -> Self {
+        addresses.sort_unstable();
+        addresses.dedup();
+        Self { port, addresses }
+    }
+
+    /// The UDP port of the SRV record.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The addresses of A and AAAA, in order, without duplicates.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
+    /// Every address with the port.
+    pub fn socket_addrs(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.addresses.iter().map(|addr| SocketAddr::new(*addr, self.port))
+    }
+}
+
+/// An advert whose signature holds, with the TXT strings that carry it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedAdvert {
+    advert: Advert,
+    txt: Vec<Vec<u8>>,
+}
+
+impl SignedAdvert {
+    /// What the node says.
+    pub fn advert(&self) -> &Advert {
+        &self.advert
+    }
+
+    /// The TXT strings to publish, each at most 255 bytes.
+    pub fn txt(&self) -> &[Vec<u8>] {
+        &self.txt
+    }
+
+    /// Verifies the TXT strings of one node: form, bounds, signature, lease.
+    ///
+    /// # Errors
+    /// [`AdvertError`] says what is wrong with the first thing that is.
+    pub fn verify(zone: &Zone, txt: &[Vec<u8>], now: SystemTime) -> Result<Self, AdvertError> {
+        let (last, body) = txt.split_last().ok_or(AdvertError::Missing("txtvers"))?;
+        if txt.iter().map(|string| string.len() + 1).sum::<usize>() > MAX_TXT_LEN {
+            return Err(AdvertError::TooLarge);
+        }
+        let fields = Fields::read(txt)?;
+        let node: PublicKey = fields.one("pub")?;
+        let signature = last.strip_prefix(b"sig=").ok_or(AdvertError::Missing("sig"))?;
+        let signature = BASE64.decode(signature).map_err(|_| AdvertError::Signature)?;
+        node.verify(&signed_bytes(zone, body), &signature).map_err(|_| AdvertError::Signature)?;
+        let expires = UNIX_EPOCH
+            .checked_add(Duration::from_secs(fields.one("exp")?))
+            .ok_or(AdvertError::Value("exp"))?;
+        let advert = Advert {
+            node,
+            name: fields.one("name")?,
+            addresses: fields.list("ip")?,
+            routes: fields.list("allowed")?,
+            candidates: fields.list("cand")?,
+            sequence: fields.one("seq")?,
+            expires,
+        };
+        advert.check_bounds()?;
+        match expires.duration_since(now) {
+            Ok(ahead) if ahead > MAX_LEASE + CLOCK_SKEW => Err(AdvertError::Lease),
+            Err(past) if past.duration() > CLOCK_SKEW => Err(AdvertError::Expired),
+            _ => Ok(Self { advert, txt: txt.to_vec() }),
+        }
+    }
+}
+
+/// The records of one instance, as they were read and before anything of them is
+/// believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceRecords {
+    /// The key that the instance label spells.
+    pub node: PublicKey,
+    /// The TXT strings, in order; none where there is no TXT record.
+    pub txt: Vec<Vec<u8>>,
+    /// The SRV port with the addresses of its target; `None` where either lacks.
+    pub endpoint: Option<Endpoint>,
+}
+
+/// What an instance of the zone turns out to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Entry {
+    /// A node's own signed advert, verified.
+    Signed(SignedAdvert),
+    /// A record in wgsd's own form, unsigned: it counts only for a key that the
+    /// configuration lists.
+    Bare(BareEntry),
+}
+
+impl Entry {
+    /// The node that it speaks of.
+    pub fn node(&self) -> PublicKey {
+        match self {
+            Self::Signed(signed) => signed.advert.node,
+            Self::Bare(bare) => bare.node,
+        }
+    }
+}
+
+/// A record set as wgsd serves it: a key, an endpoint, the allowed addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BareEntry {
+    /// The WireGuard public key.
+    pub node: PublicKey,
+    /// Where it may be reached.
+    pub endpoint: Endpoint,
+    /// The prefixes behind it.
+    pub routes: Vec<IpNet>,
+}
+
+impl InstanceRecords {
+    /// Verifies the records of one instance of the zone.
+    ///
+    /// # Errors
+    /// [`AdvertError`] says what is wrong with the first thing that is.
+    pub fn verify(&self, zone: &Zone, now: SystemTime) -> Result<Entry, AdvertError> {
+        if self.txt.iter().any(|string| string.starts_with(b"sig=")) {
+            let signed = SignedAdvert::verify(zone, &self.txt, now)?;
+            if signed.advert.node != self.node {
+                return Err(AdvertError::OtherNode);
+            }
+            if signed.advert.endpoint() != self.endpoint {
+                return Err(AdvertError::Endpoint);
+            }
+            return Ok(Entry::Signed(signed));
+        }
+        let endpoint = self.endpoint.clone().ok_or(AdvertError::Missing("SRV with address"))?;
+        let mut routes = Vec::new();
+        // wgsd serves SRV before it serves TXT: a bare SRV names at least the endpoint.
+        if !self.txt.is_empty() {
+            let fields = Fields::read(&self.txt)?;
+            if fields.one::<PublicKey>("pub")? != self.node {
+                return Err(AdvertError::OtherNode);
+            }
+            routes = fields.list("allowed")?;
+            routes.truncate(MAX_ROUTES);
+        }
+        Ok(Entry::Bare(BareEntry { node: self.node, endpoint, routes }))
+    }
+}
+
+/// Why an advert is not used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AdvertError {
+    /// A TXT key that must be there is not.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    /// A value that cannot be read, or is out of its bounds.
+    #[error("the value of {0} is not valid")]
+    Value(&'static str),
+    /// A version of the form that this program does not know.
+    #[error("txtvers is not 1")]
+    Version,
+    /// A key appears twice.
+    #[error("a key appears twice")]
+    Twice,
+    /// More than [`MAX_TXT_LEN`] bytes.
+    #[error("larger than {MAX_TXT_LEN} bytes")]
+    TooLarge,
+    /// The signature does not verify, or is not the last string.
+    #[error("the signature does not verify")]
+    Signature,
+    /// The records name another node than their owner's label.
+    #[error("it speaks for another node than its name does")]
+    OtherNode,
+    /// SRV, A or AAAA say something else than what was signed.
+    #[error("its SRV, A or AAAA records are not those that were signed")]
+    Endpoint,
+    /// The lease has run out.
+    #[error("it has expired (or a clock is wrong)")]
+    Expired,
+    /// The lease ends further ahead than any may.
+    #[error("its lease ends too far ahead (or a clock is wrong)")]
+    Lease,
+}
+
+/// The signature's message: context, zone, and each string with its length.
+fn signed_bytes(zone: &Zone, txt: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = SIGNATURE_CONTEXT.to_vec();
+    let zone = zone.name().iter().chain([&[][..]]);
+    for part in zone.chain(txt.iter().map(Vec::as_slice)) {
+        // Labels and TXT strings are at most 255 bytes by their wire form; a longer
+        // one, which no DNS message can carry, must still not collide.
+        bytes.extend_from_slice(&(part.len() as u32).to_be_bytes());
+        bytes.extend_from_slice(part);
+    }
+    bytes
+}
+
+/// Appends `key=a,b,…`, and where 255 bytes do not hold it `key1=…`, `key2=…`.
+fn push_list<T: fmt::Display>(txt: &mut Vec<String>, key: &str, items: &[T]) {
+    let mut part = 0;
+    let mut string = format!("{key}=");
+    let mut empty = true;
+    for item in items {
+        let item = item.to_string();
+        if !empty && string.len() + 1 + item.len() > 255 {
+            txt.push(string);
+            part += 1;
+            string = format!("{key}{part}=");
+            empty = true;
+        }
+        if !empty {
+            string.push(',');
+        }
+        string.push_str(&item);
+        empty = false;
+    }
+    if !empty {
+        txt.push(string);
+    }
+}
+
+/// TXT strings as keys and values (RFC 6763 §6.4).
+struct Fields<'a>(Vec<(&'a str, &'a str)>);
+
+impl<'a> Fields<'a> {
+    fn read(txt: &'a [Vec<u8>]) -> Result<Self, AdvertError> {
+        let mut fields: Vec<(&str, &str)> = Vec::with_capacity(txt.len());
+        for string in txt {
+            // Strings that are not text or have no key belong to somebody else.
+            let Ok(string) = std::str::from_utf8(string) else { continue };
+            let Some((key, value)) = string.split_once('=') else { continue };
+            if fields.iter().any(|(known, _)| known.eq_ignore_ascii_case(key)) {
+                return Err(AdvertError::Twice);
+            }
+            fields.push((key, value));
+        }
+        let fields = Self(fields);
+        match fields.get("txtvers") {
+            Some("1") => Ok(fields),
+            Some(_) => Err(AdvertError::Version),
+            None => Err(AdvertError::Missing("txtvers")),
+        }
+    }
+
+    fn get(&self, key: &str) -> Option<&'a str> {
+        self.0.iter().find(|(known, _)| known.eq_ignore_ascii_case(key)).map(|(_, value)| *value)
+    }
+
+    fn one<T: FromStr>(&self, key: &'static str) -> Result<T, AdvertError> {
+        let value = self.get(key).ok_or(AdvertError::Missing(key))?;
+        value.parse().map_err(|_| AdvertError::Value(key))
+    }
+
+    fn list<T: FromStr>(&self, key: &'static str) -> Result<Vec<T>, AdvertError> {
+        let mut items = Vec::new();
+        let mut name = key.to_owned();
+        for part in 1.. {
+            let Some(value) = self.get(&name) else { break };
+            for item in value.split(',').filter(|item| !item.is_empty()) {
+                items.push(item.trim().parse().map_err(|_| AdvertError::Value(key))?);
+            }
+            name = format!("{key}{part}");
+        }
+        Ok(items)
+    }
+}
+
+/// Whether a packet may be sent to this address because an advert names it:
+/// unicast, and not this very machine.
+fn is_reachable(ip: IpAddr) -> bool {
+    let own = ip.is_loopback() || ip.is_unspecified() || ip.is_multicast();
+    !own && match ip {
+        IpAddr::V4(v4) => !v4.is_broadcast() && v4.octets()[0] != 0,
+        // A mapped address would be an IPv4 one in disguise; a link-local one means
+        // nothing without the interface that it belongs to.
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().is_none() && !v6.is_unicast_link_local(),
+    }
+}
+
+/// Whether the address is worth telling to the whole Internet: not private (RFC
+/// 1918), not shared (RFC 6598), not link-local, not unique-local (RFC 4193).
+fn is_public(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => !v4.is_private() && !v4.is_link_local() && !is_shared(v4),
+        IpAddr::V6(v6) => !is_unique_local(v6) && !v6.is_unicast_link_local(),
+    }
+}
+
+fn is_shared(v4: Ipv4Addr) -> bool {
+    let [a, b, ..] = v4.octets();
+    a == 100 && b & 0xc0 == 64
+}
+
+fn is_unique_local(v6: Ipv6Addr) -> bool {
+    v6.octets()[0] & 0xfe == 0xfc
+}

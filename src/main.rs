@@ -1,2 +1,5 @@
-//! t
-fn main(){}
+//! The `zonemesh` command.
+
+fn main() -> std::process::ExitCode {
+    zonemesh::cli::main()
+}

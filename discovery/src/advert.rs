@@ -250,8 +250,11 @@ impl Advert {
 
     fn to_txt(&self) -> Result<Vec<Vec<u8>>, AdvertError> {
         let expires = self.expires.duration_since(UNIX_EPOCH).map_err(|_| AdvertError::Expired)?;
-        let mut txt =
-            vec!["txtvers=1".to_owned(), format!("pub={}", self.node), format!("name={}", self.name)];
+        let mut txt = vec![
+            "txtvers=1".to_owned(),
+            format!("pub={}", self.node),
+            format!("name={}", self.name),
+        ];
         push_list(&mut txt, "allowed", &self.routes);
         push_list(&mut txt, "ip", &self.addresses);
         push_list(&mut txt, "cand", &self.candidates);
@@ -265,8 +268,7 @@ impl Advert {
         if name.is_empty() || name.len() > 63 || name.chars().any(char::is_control) {
             return Err(AdvertError::Value("name"));
         }
-        if self.routes.len() > MAX_ROUTES
-            || self.routes.iter().any(|route| route.trunc() != *route)
+        if self.routes.len() > MAX_ROUTES || self.routes.iter().any(|route| route.trunc() != *route)
         {
             return Err(AdvertError::Value("allowed"));
         }

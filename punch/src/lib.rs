@@ -1,1 +1,1 @@
-//! t
+//! From two sets of candidates to a working path.

@@ -1,0 +1,1 @@
+//! Makes a plan so, by netlink: the only place that changes the machine's network.

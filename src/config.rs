@@ -1,0 +1,1 @@
+//! The configuration file, parsed into a type that cannot be wrong.

@@ -1,0 +1,1 @@
+//! The control socket: how `status` and `ping` talk to the daemon.

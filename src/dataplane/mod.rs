@@ -1,0 +1,1 @@
+//! The packet threads and the snapshot that they read.

@@ -1,0 +1,1 @@
+//! Names one datagram: WireGuard, STUN or junk.

@@ -1,0 +1,96 @@
+//! A daemon that the lab started: its log, its readiness, its end.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How often readiness is looked at.
+const POLL: Duration = Duration::from_millis(20);
+
+/// A running child process, killed when it is dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// Starts `command` with standard output and error going to the file `log`.
+    ///
+    /// # Errors
+    /// When the log cannot be made or the program cannot be started.
+    pub fn spawn(name: &str, command: &mut Command, log: &Path) -> io::Result<Self> {
+        let file = File::create(log)?;
+        let child =
+            command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).spawn().map_err(
+                |error| io::Error::new(error.kind(), format!("cannot start {name}: {error}")),
+            )?;
+        Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
+    }
+
+    /// Waits until `ready` says so.
+    ///
+    /// # Errors
+    /// When the process ends first, or `limit` passes; the error carries the log's end.
+    pub fn wait_ready(
+        &mut self,
+        limit: Duration,
+        mut ready: impl FnMut() -> bool,
+    ) -> io::Result<()> {
+        let start = Instant::now();
+        while !ready() {
+            if let Some(status) = self.child.try_wait()? {
+                return Err(self.failure(&format!("ended early ({status})")));
+            }
+            if start.elapsed() > limit {
+                return Err(self.failure(&format!("is not ready after {limit:?}")));
+            }
+            thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// The process's number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Whether it has ended, and how.
+    ///
+    /// # Errors
+    /// When the process cannot be waited for.
+    pub fn ended(&mut self) -> io::Result<Option<std::process::ExitStatus>> {
+        self.child.try_wait()
+    }
+
+    /// Kills it (SIGKILL) and waits for its end.
+    pub fn kill(&mut self) {
+        // Both fail only where the process has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    fn failure(&self, what: &str) -> io::Error {
+        let log = self.log();
+        let tail: Vec<&str> = log.lines().rev().take(20).collect();
+        let tail: Vec<&str> = tail.into_iter().rev().collect();
+        io::Error::other(format!("{} {what}; the end of its log:\n{}", self.name, tail.join("\n")))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

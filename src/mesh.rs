@@ -1,0 +1,1 @@
+//! The mesh, pure: peers, prefixes, paths; joins discovery and punch.

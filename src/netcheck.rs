@@ -1,0 +1,1 @@
+//! `zonemesh netcheck`: what this network lets through.

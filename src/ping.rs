@@ -1,0 +1,1 @@
+//! ICMP echo over the overlay, for `zonemesh ping`.

@@ -1,0 +1,1 @@
+//! What the machine's addresses and routes should be, computed purely.

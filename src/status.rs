@@ -1,0 +1,1 @@
+//! What `zonemesh status` says: the JSON contract and its form for people.

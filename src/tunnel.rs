@@ -1,0 +1,1 @@
+//! WireGuard sessions, on boringtun: the only file that names it.

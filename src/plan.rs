@@ -1,1 +1,307 @@
 //! What the machine's addresses and routes should be, computed purely.
+//!
+//! [`Claims::resolve`] decides which node's prefixes count; [`Plan`] is what the
+//! overlay interface should carry; [`Plan::changes_from`] is the difference to what
+//! it carries now. Nothing here touches the machine: [`crate::apply`] does.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use zonemesh_discovery::identity::PublicKey;
+
+/// The shortest prefix that a peer may carry: whoever claims a 128th part of the
+/// Internet or more is an exit node, which is not this overlay's job.
+pub const MIN_PREFIX_LEN: u8 = 8;
+
+/// Who claims which prefixes, as one node sees it.
+#[derive(Debug, Default)]
+pub struct Claims {
+    /// Prefixes behind this very node: never another's.
+    pub own: Vec<IpNet>,
+    /// This node's key, which takes part when a route is contested.
+    pub own_key: Option<PublicKey>,
+    /// What the administrator gave to the static peers: it wins over adverts.
+    pub fixed: Vec<(PublicKey, IpNet)>,
+    /// What nodes advertise.
+    pub advertised: Vec<(PublicKey, IpNet)>,
+    /// The prefixes of this machine's other interfaces.
+    pub connected: Vec<IpNet>,
+    /// Public addresses that must stay outside the tunnel: the zone's server, the
+    /// STUN servers, the peers' own public candidates.
+    pub underlay: Vec<IpAddr>,
+}
+
+/// Whose prefixes count, and which claims do not.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Resolved {
+    /// The prefixes of each peer that has any.
+    pub routes: BTreeMap<PublicKey, BTreeSet<IpNet>>,
+    /// The claims that are not followed, with the reason.
+    pub refused: BTreeSet<Refusal>,
+}
+
+/// A claim that is not followed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Refusal {
+    /// The prefix.
+    pub route: IpNet,
+    /// Who claims it.
+    pub claimant: PublicKey,
+    /// Why it is not theirs.
+    pub reason: RefusalReason,
+}
+
+/// Why a claim is not followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RefusalReason {
+    /// Another node claims the very same prefix and has the lower public key.
+    LostTo(PublicKey),
+    /// It is this node's own prefix, or lies inside one.
+    Own,
+    /// It lies inside a prefix of one of this machine's other interfaces.
+    Connected(IpNet),
+    /// It would lead an address that the tunnel itself needs into the tunnel.
+    Underlay(IpAddr),
+    /// It is shorter than [`MIN_PREFIX_LEN`].
+    TooWide,
+}
+
+impl Claims {
+    /// Decides whose prefixes count.
+    ///
+    /// Of two nodes that claim the same prefix the one with the lower public key has
+    /// it, on every node alike: the order of arrival cannot matter. A node's own
+    /// prefixes stay its own even where it lost them in the eyes of the others, so
+    /// that no advert takes a machine's containers away from it.
+    pub fn resolve(&self) -> Resolved {
+        let mut resolved = Resolved::default();
+        let mut owners: BTreeMap<IpNet, PublicKey> = BTreeMap::new();
+        for (key, route) in &self.fixed {
+            owners.entry(*route).or_insert(*key);
+        }
+        let mut advertised = self.advertised.clone();
+        advertised.sort_unstable();
+        for (claimant, route) in advertised {
+            let reason = self.refuse(route).or_else(|| match owners.get(&route) {
+                Some(owner) if *owner != claimant => Some(RefusalReason::LostTo(*owner)),
+                _ => None,
+            });
+            match reason {
+                Some(reason) => {
+                    resolved.refused.insert(Refusal { route, claimant, reason });
+                }
+                None => {
+                    owners.insert(route, claimant);
+                }
+            }
+        }
+        // To be told: a route of our own that the others give to somebody else.
+        for (claimant, route) in &self.advertised {
+            let contested = self.own.contains(route);
+            if let Some(own_key) = self.own_key.filter(|own| contested && claimant < own) {
+                let reason = RefusalReason::LostTo(*claimant);
+                resolved.refused.insert(Refusal { route: *route, claimant: own_key, reason });
+            }
+        }
+        for (route, key) in owners {
+            resolved.routes.entry(key).or_default().insert(route);
+        }
+        resolved
+    }
+
+    fn refuse(&self, route: IpNet) -> Option<RefusalReason> {
+        if route.prefix_len() < MIN_PREFIX_LEN {
+            return Some(RefusalReason::TooWide);
+        }
+        if self.own.iter().any(|own| own.contains(&route)) {
+            return Some(RefusalReason::Own);
+        }
+        if let Some(connected) = self.connected.iter().find(|prefix| prefix.contains(&route)) {
+            return Some(RefusalReason::Connected(*connected));
+        }
+        let inside = self.underlay.iter().find(|addr| route.contains(*addr));
+        inside.map(|addr| RefusalReason::Underlay(*addr))
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { route, claimant, reason } = self;
+        write!(f, "route {route} of {claimant} is not used: ")?;
+        match reason {
+            RefusalReason::LostTo(winner) => {
+                write!(f, "{winner} claims it too and has the lower key")
+            }
+            RefusalReason::Own => write!(f, "it is this node's own"),
+            RefusalReason::Connected(prefix) => {
+                write!(f, "it lies inside {prefix}, which one of this machine's interfaces has")
+            }
+            RefusalReason::Underlay(addr) => {
+                write!(f, "it holds {addr}, which the tunnel itself has to reach")
+            }
+            RefusalReason::TooWide => write!(f, "shorter prefixes than /{MIN_PREFIX_LEN} are not"),
+        }
+    }
+}
+
+/// What the overlay interface should carry, or carries.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Its addresses, with prefix length.
+    pub addresses: BTreeSet<IpNet>,
+    /// The prefixes that are routed into it.
+    pub routes: BTreeSet<IpNet>,
+}
+
+/// The difference between two plans.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Addresses to remove, then those to add.
+    pub addresses: Difference,
+    /// Routes to remove, then those to add.
+    pub routes: Difference,
+}
+
+/// What to remove and what to add.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Difference {
+    /// What is there and should not be.
+    pub remove: Vec<IpNet>,
+    /// What should be there and is not.
+    pub add: Vec<IpNet>,
+}
+
+impl Plan {
+    /// The plan for these interface addresses and the peers' routes. A route that
+    /// the kernel makes by itself from an address of the interface is left out.
+    pub fn new(addresses: &[IpNet], resolved: &Resolved) -> Self {
+        let addresses: BTreeSet<IpNet> = addresses.iter().copied().collect();
+        let connected: BTreeSet<IpNet> = addresses.iter().map(IpNet::trunc).collect();
+        let routes = resolved.routes.values().flatten().copied();
+        Self { routes: routes.filter(|route| !connected.contains(route)).collect(), addresses }
+    }
+
+    /// What has to change for `current` to become this plan.
+    pub fn changes_from(&self, current: &Self) -> Changes {
+        Changes {
+            addresses: Difference::between(&current.addresses, &self.addresses),
+            routes: Difference::between(&current.routes, &self.routes),
+        }
+    }
+}
+
+impl Difference {
+    fn between(current: &BTreeSet<IpNet>, wanted: &BTreeSet<IpNet>) -> Self {
+        Self {
+            remove: current.difference(wanted).copied().collect(),
+            add: wanted.difference(current).copied().collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u8) -> PublicKey {
+        PublicKey::from_bytes([n; 32])
+    }
+
+    fn net(text: &str) -> IpNet {
+        text.parse().expect("a prefix")
+    }
+
+    #[test]
+    fn the_lower_key_has_a_contested_route_in_whatever_order_it_came() {
+        let route = net("10.42.9.0/24");
+        let forth =
+            Claims { advertised: vec![(key(2), route), (key(1), route)], ..Claims::default() };
+        let back =
+            Claims { advertised: vec![(key(1), route), (key(2), route)], ..Claims::default() };
+        let resolved = forth.resolve();
+        assert_eq!(resolved, back.resolve());
+        assert_eq!(resolved.routes, BTreeMap::from([(key(1), BTreeSet::from([route]))]));
+        let told = Refusal { route, claimant: key(2), reason: RefusalReason::LostTo(key(1)) };
+        assert_eq!(resolved.refused, BTreeSet::from([told]));
+    }
+
+    #[test]
+    fn the_contestants_agree_with_everybody_else_and_are_told() {
+        let route = net("10.42.9.0/24");
+        let seen_by = |own: u8, other: u8| Claims {
+            own: vec![route],
+            own_key: Some(key(own)),
+            advertised: vec![(key(other), route)],
+            ..Claims::default()
+        };
+        let winner = seen_by(1, 2).resolve();
+        assert!(winner.routes.is_empty());
+        assert_eq!(
+            winner.refused,
+            BTreeSet::from([Refusal { route, claimant: key(2), reason: RefusalReason::Own }])
+        );
+        let loser = seen_by(2, 1).resolve();
+        assert!(loser.routes.is_empty(), "its own containers are not taken away");
+        let lost = Refusal { route, claimant: key(2), reason: RefusalReason::LostTo(key(1)) };
+        assert!(loser.refused.contains(&lost));
+    }
+
+    #[test]
+    fn an_advert_takes_nothing_from_this_machine() {
+        let claims = Claims {
+            own: vec![net("10.42.1.0/24")],
+            own_key: Some(key(9)),
+            connected: vec![net("192.168.1.0/24")],
+            underlay: vec!["198.51.100.53".parse().expect("an address")],
+            fixed: vec![(key(8), net("10.99.0.7/32"))],
+            advertised: [
+                "10.42.1.128/25",
+                "192.168.1.0/24",
+                "192.168.1.64/26",
+                "198.51.100.0/24",
+                "0.0.0.0/0",
+                "::/0",
+                "10.99.0.7/32",
+            ]
+            .map(|route| (key(1), net(route)))
+            .to_vec(),
+        };
+        let resolved = claims.resolve();
+        let fixed = BTreeMap::from([(key(8), BTreeSet::from([net("10.99.0.7/32")]))]);
+        assert_eq!(resolved.routes, fixed);
+        assert_eq!(resolved.refused.len(), claims.advertised.len());
+    }
+
+    #[test]
+    fn a_wider_route_than_our_own_is_followed() {
+        let claims = Claims {
+            own: vec![net("10.42.1.0/24")],
+            advertised: vec![(key(1), net("10.42.0.0/16"))],
+            ..Claims::default()
+        };
+        assert_eq!(claims.resolve().routes[&key(1)], BTreeSet::from([net("10.42.0.0/16")]));
+    }
+
+    #[test]
+    fn a_plan_applied_twice_changes_nothing() {
+        let mut resolved = Resolved::default();
+        let routes = ["10.42.2.0/24", "10.42.1.0/24"].map(net);
+        resolved.routes.insert(key(1), routes.into_iter().collect());
+        let plan = Plan::new(&[net("10.42.1.1/24")], &resolved);
+        assert_eq!(
+            plan.routes,
+            BTreeSet::from([net("10.42.2.0/24")]),
+            "the kernel makes the other"
+        );
+        assert_eq!(plan.changes_from(&plan), Changes::default());
+        let changes = plan.changes_from(&Plan::default());
+        assert_eq!(changes.addresses.add, [net("10.42.1.1/24")]);
+        assert_eq!(changes.routes.add, [net("10.42.2.0/24")]);
+        let back = Plan::default().changes_from(&plan);
+        assert_eq!(back.routes.remove, [net("10.42.2.0/24")]);
+    }
+}

@@ -1,0 +1,99 @@
+//! A world of one's own: where a lab lives and with which it goes.
+//!
+//! The process that wants a lab (the outer one) starts its own executable again
+//! under `unshare`, as the first process of new network, mount and process
+//! namespaces. That inner process calls [`furnish`] and builds the lab. When the
+//! inner process ends, the kernel kills every process of its world and takes down
+//! the mounts and namespaces with it.
+//!
+//! The inner process ends with its work, or when its standard input closes: that is
+//! a pipe whose other end the outer process holds, so it closes by Ctrl-C as well as
+//! by `kill -9` of the outer process. Should `unshare` in between be killed, it takes
+//! the inner process along (`--kill-child`).
+
+use std::{
+    env,
+    io::{self, Read},
+    process::{self, Command, Stdio},
+    thread,
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::{namespace::run, programs};
+
+/// Set for the inner process.
+const INSIDE: &str = "ZONEMESH_LAB_WORLD";
+
+/// How a process ends that was interrupted, as shells count it (128 + SIGINT).
+pub const INTERRUPTED: i32 = 130;
+
+/// How the inner process of a test ends when the test has passed. Not 0: that is also
+/// how a test program ends that knows no test of the given name.
+const PASSED: i32 = 42;
+
+/// Whether this process is the first one of a lab's world. Asking for both keeps a
+/// stray variable from furnishing the machine itself.
+pub fn is_inside() -> bool {
+    process::id() == 1 && env::var_os(INSIDE).is_some()
+}
+
+/// The command that runs the own executable again as the first process of a new
+/// world. Its standard input is the pipe whose closing ends the world.
+///
+/// # Errors
+/// When this process is not root's, or a program is missing.
+pub fn command() -> Result<Command> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("a lab needs root for its network namespaces: run this again as root (sudo)");
+    }
+    programs::require(programs::LAB)?;
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--"])
+        .arg(env::current_exe().context("cannot find the own executable")?)
+        .env(INSIDE, "1")
+        .stdin(Stdio::piped());
+    Ok(command)
+}
+
+/// Makes the world of this inner process ready: an empty `/run`, so that named
+/// namespaces and sockets stay private, and an end when standard input closes.
+///
+/// # Errors
+/// When a mount is refused.
+pub fn furnish() -> Result<()> {
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "mode=755", "lab", "/run"]), "")?;
+    run(Command::new("ip").args(["link", "set", "lo", "up"]), "")?;
+    thread::Builder::new().name("world's end".to_owned()).spawn(|| {
+        let mut stdin = io::stdin();
+        let mut byte = [0];
+        while !matches!(stdin.read(&mut byte), Ok(0) | Err(_)) {}
+        process::exit(INTERRUPTED);
+    })?;
+    Ok(())
+}
+
+/// Runs a test's `body` in a world of its own. `test` is the test's path as the test
+/// program knows it, such as `nats::full_cone`.
+///
+/// # Panics
+/// When the body does, or when it cannot be run: that is what makes the test fail.
+pub fn isolated(test: &str, body: impl FnOnce()) {
+    if is_inside() {
+        furnish().expect("the world can be furnished");
+        body();
+        process::exit(PASSED);
+    }
+    let mut child = command()
+        .expect("a world can be made")
+        .args(["--exact", test, "--nocapture"])
+        .spawn()
+        .expect("unshare starts");
+    // Waiting would close it, and with it the world.
+    let lifeline = child.stdin.take();
+    let status = child.wait().expect("a child can be waited for");
+    drop(lifeline);
+    assert!(!status.success(), "no test is named {test:?}: nothing ran");
+    assert_eq!(status.code(), Some(PASSED), "{test} failed in its world: see above");
+}

@@ -59,6 +59,11 @@ impl Namespace {
         Ok(namespace)
     }
 
+    /// The namespace of this name, which must have been made in this world.
+    pub fn named(name: &str) -> Self {
+        Self { name: name.to_owned() }
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name

@@ -1,0 +1,246 @@
+//! The lab's NATs do what their names say, seen by plain UDP sockets.
+
+use std::{
+    io::ErrorKind,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    time::Duration,
+};
+
+use zonemesh::lab::{
+    namespace::Namespace,
+    nat::Kind,
+    net::{Host, Lab, Site},
+    world::isolated,
+};
+
+/// How long a packet may take through the lab. What has not come by then is taken for
+/// dropped; a veth link takes microseconds.
+const ARRIVAL: Duration = Duration::from_millis(300);
+
+/// The port of the inner host.
+const INNER: u16 = 5000;
+
+/// A site and two public hosts that look at what comes from it.
+struct Scene {
+    lab: Lab,
+    site: Site,
+    inner: Host,
+    sockets: [UdpSocket; 2],
+    socket: UdpSocket,
+}
+
+impl Scene {
+    fn new(kind: Kind) -> Self {
+        let mut lab = Lab::new().expect("a core");
+        let mut site = lab.site("site", kind, "192.168.1.0/24").expect("a site");
+        let inner = site.host("inner").expect("a host");
+        let sockets = ["left", "right"].map(|name| {
+            let host = lab.public_host(name, 1).expect("a public host");
+            bind(&host.namespace, host.ipv4(), 7000)
+        });
+        let socket = bind(&inner.namespace, inner.ipv4(), INNER);
+        Self { lab, site, inner, sockets, socket }
+    }
+
+    /// The outer address that the inner socket has for public host `index`.
+    fn mapping_to(&self, index: usize) -> SocketAddr {
+        send(&self.socket, address(&self.sockets[index]));
+        let from = received(&self.sockets[index]).expect("packets get out");
+        assert_eq!(from.ip(), self.site.public());
+        from
+    }
+}
+
+#[test]
+fn full_cone_lets_everybody_in_by_one_mapping() {
+    isolated("nats::full_cone_lets_everybody_in_by_one_mapping", || {
+        let scene = Scene::new(Kind::FullCone);
+        let mapped = scene.mapping_to(0);
+        send(&scene.sockets[1], mapped);
+        assert_eq!(received(&scene.socket), Some(address(&scene.sockets[1])));
+        assert_eq!(scene.mapping_to(1), mapped);
+    });
+}
+
+#[test]
+fn full_cone_turns_a_packet_round_for_its_own_lan() {
+    isolated("nats::full_cone_turns_a_packet_round_for_its_own_lan", || {
+        let mut scene = Scene::new(Kind::FullCone);
+        let mapped = scene.mapping_to(0);
+        let second = scene.site.host("second").expect("a host");
+        let second = bind(&second.namespace, second.ipv4(), 5001);
+        let before = scene.lab.traffic().expect("counted").total();
+        send(&second, mapped);
+        let from = received(&scene.socket).expect("the packet comes round");
+        assert_eq!(from, SocketAddr::new(scene.site.public(), 5001));
+        send(&scene.socket, from);
+        assert_eq!(received(&second), Some(mapped));
+        assert_eq!(scene.lab.traffic().expect("counted").total(), before);
+    });
+}
+
+#[test]
+fn address_restricted_lets_in_whom_it_wrote_to_from_any_port() {
+    isolated("nats::address_restricted_lets_in_whom_it_wrote_to_from_any_port", || {
+        let scene = Scene::new(Kind::AddressRestricted);
+        let mapped = scene.mapping_to(0);
+        send(&scene.sockets[1], mapped);
+        assert_eq!(received(&scene.socket), None, "not written to yet");
+        let left = scene.sockets[0].local_addr().expect("bound").ip();
+        let other = bind(&Namespace::named("left"), left, 7001);
+        send(&other, mapped);
+        assert_eq!(received(&scene.socket), Some(address(&other)));
+        assert_eq!(scene.mapping_to(1), mapped);
+    });
+}
+
+#[test]
+fn port_restricted_lets_in_only_the_port_it_wrote_to() {
+    isolated("nats::port_restricted_lets_in_only_the_port_it_wrote_to", || {
+        let scene = Scene::new(Kind::PortRestricted);
+        let mapped = scene.mapping_to(0);
+        let left = scene.sockets[0].local_addr().expect("bound").ip();
+        let other = bind(&Namespace::named("left"), left, 7001);
+        send(&other, mapped);
+        send(&scene.sockets[1], mapped);
+        assert_eq!(received(&scene.socket), None, "neither was written to");
+        send(&scene.sockets[0], mapped);
+        assert_eq!(received(&scene.socket), Some(address(&scene.sockets[0])));
+        // The packet that came too early must not have spoilt the mapping.
+        assert_eq!(scene.mapping_to(1), mapped);
+    });
+}
+
+#[test]
+fn open_input_spoils_the_mapping_for_who_came_too_early() {
+    isolated("nats::open_input_spoils_the_mapping_for_who_came_too_early", || {
+        let scene = Scene::new(Kind::OpenInput);
+        let mapped = scene.mapping_to(0);
+        send(&scene.sockets[1], mapped);
+        assert_eq!(received(&scene.socket), None, "not written to yet");
+        assert_ne!(scene.mapping_to(1), mapped);
+    });
+}
+
+#[test]
+fn symmetric_random_maps_each_destination_to_its_own_port() {
+    isolated("nats::symmetric_random_maps_each_destination_to_its_own_port", || {
+        let scene = Scene::new(Kind::SymmetricRandom);
+        let (first, second) = (scene.mapping_to(0), scene.mapping_to(1));
+        assert_ne!(first, second);
+        send(&scene.sockets[1], first);
+        assert_eq!(received(&scene.socket), None, "that mapping is the other's");
+        send(&scene.sockets[0], first);
+        assert_eq!(received(&scene.socket), Some(address(&scene.sockets[0])));
+    });
+}
+
+#[test]
+fn symmetric_sequential_counts_its_ports_up() {
+    isolated("nats::symmetric_sequential_counts_its_ports_up", || {
+        let scene = Scene::new(Kind::SymmetricSequential);
+        let (first, second) = (scene.mapping_to(0), scene.mapping_to(1));
+        assert_eq!(second.port(), first.port() + 1);
+        assert_eq!(scene.mapping_to(0), first, "a mapping stays");
+    });
+}
+
+#[test]
+fn restarted_nat_has_another_address_and_no_mapping() {
+    isolated("nats::restarted_nat_has_another_address_and_no_mapping", || {
+        let mut scene = Scene::new(Kind::PortRestricted);
+        let before = scene.mapping_to(0);
+        let new = scene.site.restart_nat().expect("it restarts");
+        assert_ne!(before.ip(), IpAddr::from(new));
+        send(&scene.sockets[0], before);
+        send(&scene.sockets[0], SocketAddr::new(new.into(), before.port()));
+        assert_eq!(received(&scene.socket), None, "the mapping is lost");
+        assert_eq!(scene.mapping_to(0).ip(), IpAddr::from(new));
+    });
+}
+
+#[test]
+fn customers_of_a_carrier_share_its_address() {
+    isolated("nats::customers_of_a_carrier_share_its_address", || {
+        let mut lab = Lab::new().expect("a core");
+        let mut carrier =
+            lab.site("carrier", Kind::PortRestricted, "100.64.0.0/24").expect("a site");
+        let public = lab.public_host("public", 1).expect("a public host");
+        let server = bind(&public.namespace, public.ipv4(), 7000);
+        for (router, name) in [("home-a", "a"), ("home-b", "b")] {
+            let mut home =
+                carrier.customer(router, Kind::PortRestricted, "192.168.1.0/24").expect("a home");
+            let host = home.host(name).expect("a host");
+            let socket = bind(&host.namespace, host.ipv4(), INNER);
+            send(&socket, address(&server));
+            let from = received(&server).expect("packets get out");
+            assert_eq!(from.ip(), carrier.public());
+            send(&server, from);
+            assert_eq!(received(&socket), Some(address(&server)));
+        }
+    });
+}
+
+#[test]
+fn ipv6_firewall_lets_in_only_answers() {
+    isolated("nats::ipv6_firewall_lets_in_only_answers", || {
+        let mut lab = Lab::new().expect("a core");
+        let mut site = lab.site("site", Kind::Ipv6Firewall, "2001:2:1::/64").expect("a site");
+        let inner = site.host("inner").expect("a host");
+        let public = lab.public_host("public", 1).expect("a public host");
+        let server = bind(&public.namespace, public.ipv6(), 7000);
+        let socket = bind(&inner.namespace, inner.ipv6(), INNER);
+        send(&server, address(&socket));
+        assert_eq!(received(&socket), None, "unsolicited");
+        send(&socket, address(&server));
+        assert_eq!(received(&server), Some(address(&socket)), "not translated");
+        send(&server, address(&socket));
+        assert_eq!(received(&socket), Some(address(&server)));
+    });
+}
+
+#[test]
+fn hosts_of_one_lan_talk_past_the_core_which_counts_the_others() {
+    isolated("nats::hosts_of_one_lan_talk_past_the_core_which_counts_the_others", || {
+        let mut scene = Scene::new(Kind::PortRestricted);
+        let second = scene.site.host("second").expect("a host");
+        let second = bind(&second.namespace, second.ipv4(), 5001);
+        send(&scene.socket, address(&second));
+        assert_eq!(received(&second), Some(SocketAddr::new(scene.inner.ipv4(), INNER)));
+        assert_eq!(scene.lab.traffic().expect("counted").total(), 0);
+        let mapped = scene.mapping_to(0);
+        send(&scene.sockets[0], mapped);
+        received(&scene.socket).expect("an answer gets in");
+        let traffic = scene.lab.traffic().expect("counted");
+        let left = address(&scene.sockets[0]).ip();
+        assert_eq!(traffic.sent(mapped.ip(), left), 1);
+        assert_eq!(traffic.between(mapped.ip(), left), 2);
+        assert_eq!(traffic.total(), 2);
+    });
+}
+
+fn bind(namespace: &Namespace, ip: IpAddr, port: u16) -> UdpSocket {
+    let socket = namespace
+        .enter(|| UdpSocket::bind((ip, port)))
+        .expect("the namespace is there")
+        .expect("the port is free");
+    socket.set_read_timeout(Some(ARRIVAL)).expect("it is not zero");
+    socket
+}
+
+fn address(socket: &UdpSocket) -> SocketAddr {
+    socket.local_addr().expect("it is bound")
+}
+
+fn send(socket: &UdpSocket, to: SocketAddr) {
+    socket.send_to(b"probe", to).expect("a packet leaves");
+}
+
+/// Where the next packet comes from; none where nothing comes.
+fn received(socket: &UdpSocket) -> Option<SocketAddr> {
+    match socket.recv_from(&mut [0; 64]) {
+        Ok((_, from)) => Some(from),
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => None,
+        Err(error) => panic!("cannot receive: {error}"),
+    }
+}

@@ -1,0 +1,50 @@
+# `make lab` and `make test` work on a fresh Debian machine, as root: each installs
+# what is missing and then does its job.
+
+# Where rustup and `cargo install` put programs, also where no login shell says so.
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## tell what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: lab
+lab: ## build two sites behind NAT on this machine, and watch them join (root)
+	.ci/install lab
+	cargo build --locked --release
+	target=$${CARGO_TARGET_DIR:-target}; "$$target/release/zonemesh" lab
+
+.PHONY: test
+test: ## run every test: first the fast ones, then those in namespaces (root)
+	.ci/install test
+	cargo nextest run --locked --workspace
+	cargo test --locked --workspace --doc --quiet
+	cargo nextest run --locked --workspace --profile lab
+
+.PHONY: test-fast
+test-fast: ## run the tests that need neither root nor other programs
+	cargo nextest run --locked --workspace
+
+.PHONY: check
+check: ## formatting, lints, documentation, licences, unused dependencies
+	.ci/install check
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+	cargo deny --locked check bans licenses sources
+	cargo shear
+
+.PHONY: advisories
+advisories: ## look for known faults in dependencies (fetches the advisory database)
+	.ci/install check
+	cargo deny --locked check advisories
+
+.PHONY: fmt
+fmt: ## format the code
+	cargo fmt --all
+
+.PHONY: ci
+ci: ## what a build machine runs: test and check, and that nothing is left behind
+	.ci/run

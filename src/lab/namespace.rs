@@ -7,10 +7,12 @@ use std::{
     path::PathBuf,
     process::{Command, Stdio},
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use serde_json::Value;
 
 /// What every namespace of a lab is set to.
 ///
@@ -39,6 +41,13 @@ const FORWARDING: &[(&str, &str)] = &[
     ("ipv6/conf/all/forwarding", "1"),
     ("ipv6/conf/default/forwarding", "1"),
 ];
+
+/// How long a link may take to carry packets: milliseconds as a rule, but the kernel
+/// lets all namespaces of a busy machine wait for each other.
+const LINK_LIMIT: Duration = Duration::from_secs(10);
+
+/// How often a link is looked at.
+const LINK_POLL: Duration = Duration::from_millis(5);
 
 /// A named network namespace of the world this process is in.
 #[derive(Debug, Clone)]
@@ -112,6 +121,31 @@ impl Namespace {
     /// When the kernel refuses.
     pub fn forward(&self) -> Result<()> {
         self.set(FORWARDING)
+    }
+
+    /// Waits until these links carry packets. The end of a link that is set up first
+    /// drops what it is given until the kernel has noticed, in its own time, that the
+    /// other end is there.
+    ///
+    /// # Errors
+    /// When that does not happen in good time.
+    pub fn wait_for_links(&self, devices: &[&str]) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let links = self.run("ip", &["-json", "link", "show"])?;
+            let links: Value = serde_json::from_str(&links).context("ip prints JSON")?;
+            let up = |device: &&str| {
+                let mut links = links.as_array().into_iter().flatten();
+                links.any(|link| link["ifname"] == **device && link["operstate"] == "UP")
+            };
+            if devices.iter().all(up) {
+                return Ok(());
+            }
+            if start.elapsed() > LINK_LIMIT {
+                bail!("the links {} of {} do not come up: {links}", devices.join(", "), self.name);
+            }
+            thread::sleep(LINK_POLL);
+        }
     }
 
     /// Runs `work` on a thread inside this namespace. Sockets that it opens stay in

@@ -125,6 +125,7 @@ impl Lab {
         let _ = writeln!(batch, "route add default via {}", core_v4(number, 1));
         let _ = writeln!(batch, "route add default via {}", core_v6(number, 1));
         namespace.ip(&batch)?;
+        self.core.wait_for_links(&[&core_link(number)])?;
         Ok(Host { namespace, addresses: ips })
     }
 
@@ -149,7 +150,9 @@ impl Lab {
                 Uplink { gateway: net(core_v6(number, 1).into(), 64)?, public }
             }
         };
-        Site::furnish(router, kind, lan, uplink)
+        let site = Site::furnish(router, kind, lan, uplink)?;
+        self.core.wait_for_links(&[&core_link(number)])?;
+        Ok(site)
     }
 
     /// The packets that the core has forwarded so far.
@@ -181,10 +184,11 @@ impl Lab {
         let number = self.attached;
         let (v4, v6) = (core_v4(number, 1), core_v6(number, 1));
         self.core.ip(&format!(
-            "link add to{number} type veth peer name {device} netns {name}
-             link set to{number} up
-             addr add {v4}/24 dev to{number}
-             addr add {v6}/64 dev to{number} nodad",
+            "link add {link} type veth peer name {device} netns {name}
+             link set {link} up
+             addr add {v4}/24 dev {link}
+             addr add {v6}/64 dev {link} nodad",
+            link = core_link(number),
             name = namespace.name(),
         ))?;
         Ok(number)
@@ -208,6 +212,7 @@ impl Site {
             no_dad = no_dad(ip),
             router = nth(self.lan, 1),
         ))?;
+        self.router.wait_for_links(&[LAN, &lan_port(port)])?;
         Ok(Host { namespace, addresses: vec![ip] })
     }
 
@@ -224,11 +229,13 @@ impl Site {
         }
         let router = Namespace::add(name)?;
         router.forward()?;
-        self.plug(&router, WAN)?;
         self.customers += 1;
         let gateway = net(nth(self.lan, 1), self.lan.prefix_len())?;
         let public = nth(self.lan, 1 + u16::from(self.customers));
-        Site::furnish(router, kind, lan, Uplink { gateway, public })
+        let port = lan_port(self.plug(&router, WAN)?);
+        let site = Site::furnish(router, kind, lan, Uplink { gateway, public })?;
+        self.router.wait_for_links(&[LAN, &port])?;
+        Ok(site)
     }
 
     /// The router's namespace.
@@ -252,16 +259,13 @@ impl Site {
         };
         let new = Ipv4Addr::from(u32::from(old) + 1);
         let length = self.uplink.gateway.prefix_len();
-        self.router.ip(&format!(
-            "link set {WAN} down
-             addr del {old}/{length} dev {WAN}
-             addr add {new}/{length} dev {WAN}"
-        ))?;
+        // Without an address there is no way out in between.
+        self.router.ip(&format!("addr del {old}/{length} dev {WAN}"))?;
         self.uplink.public = new.into();
         self.router.nft(&self.kind.ruleset(self.lan, Some(new)))?;
         self.router.run("conntrack", &["-F"])?;
         self.router.ip(&format!(
-            "link set {WAN} up
+            "addr add {new}/{length} dev {WAN}
              route add default via {}",
             self.uplink.gateway.addr()
         ))?;
@@ -299,8 +303,9 @@ impl Site {
         let port = self.hosts;
         self.hosts += 1;
         self.router.ip(&format!(
-            "link add port{port} type veth peer name {device} netns {name}
-             link set port{port} master {LAN} up",
+            "link add {link} type veth peer name {device} netns {name}
+             link set {link} master {LAN} up",
+            link = lan_port(port),
             name = namespace.name(),
         ))?;
         Ok(port)
@@ -331,6 +336,16 @@ impl Traffic {
         };
         Traffic(self.0.iter().map(added).collect())
     }
+}
+
+/// The core's end of an attachment.
+fn core_link(number: u8) -> String {
+    format!("to{number}")
+}
+
+/// The router's end of a host's link.
+fn lan_port(port: u8) -> String {
+    format!("port{port}")
 }
 
 fn core_v4(number: u8, host: u16) -> Ipv4Addr {

@@ -13,6 +13,7 @@
 //! a LAN behind it. The core counts the UDP packets that it forwards, pair by pair,
 //! so that a direct path can be told from a relayed one without asking a daemon.
 
+pub mod member;
 pub mod namespace;
 pub mod nat;
 pub mod net;

@@ -22,6 +22,18 @@ const ETH: &str = "eth0";
 /// network, the customers' routers.
 const FIRST_HOST: u8 = 10;
 
+/// Counts the UDP packets that a router forwards, pair by pair of addresses.
+const COUNTERS: &str = "
+    table inet count {
+      set ipv4 { typeof ip saddr . ip daddr; size 65535; flags dynamic; counter; }
+      set ipv6 { typeof ip6 saddr . ip6 daddr; size 65535; flags dynamic; counter; }
+      chain forward {
+        type filter hook forward priority filter;
+        meta l4proto udp update @ipv4 { ip saddr . ip daddr }
+        meta l4proto udp update @ipv6 { ip6 saddr . ip6 daddr }
+      }
+    }";
+
 /// The core of a lab and what is attached to it.
 ///
 /// Its `n`th attachment has 198.18.`n`.0/24 and 2001:2:0:`n`::/64, of the ranges that
@@ -80,7 +92,7 @@ struct Uplink {
     public: IpAddr,
 }
 
-/// UDP packets that the core forwarded, by source and destination. A train of packets
+/// UDP packets that a router forwarded, by source and destination. A train of packets
 /// that a sender hands to the kernel at once counts as one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Traffic(HashMap<(IpAddr, IpAddr), u64>);
@@ -93,17 +105,7 @@ impl Lab {
     pub fn new() -> Result<Self> {
         let core = Namespace::add("core")?;
         core.forward()?;
-        core.nft(
-            "table inet count {
-               set ipv4 { typeof ip saddr . ip daddr; size 65535; flags dynamic; counter; }
-               set ipv6 { typeof ip6 saddr . ip6 daddr; size 65535; flags dynamic; counter; }
-               chain forward {
-                 type filter hook forward priority filter;
-                 meta l4proto udp update @ipv4 { ip saddr . ip daddr }
-                 meta l4proto udp update @ipv6 { ip6 saddr . ip6 daddr }
-               }
-             }",
-        )?;
+        core.nft(COUNTERS)?;
         Ok(Self { core, attached: 0 })
     }
 
@@ -160,22 +162,7 @@ impl Lab {
     /// # Errors
     /// When nft cannot be asked.
     pub fn traffic(&self) -> Result<Traffic> {
-        let mut traffic = Traffic::default();
-        for set in ["ipv4", "ipv6"] {
-            let json = self.core.run("nft", &["-j", "list", "set", "inet", "count", set])?;
-            let json: Value = serde_json::from_str(&json).context("nft prints JSON")?;
-            let sets = json["nftables"].as_array().into_iter().flatten();
-            for entry in sets.flat_map(|item| item["set"]["elem"].as_array()).flatten() {
-                let entry = &entry["elem"];
-                let ip = |index: usize| -> Result<IpAddr> {
-                    let text = entry["val"]["concat"][index].as_str().unwrap_or_default();
-                    text.parse().with_context(|| format!("not a pair of addresses: {entry}"))
-                };
-                let packets = entry["counter"]["packets"].as_u64().unwrap_or_default();
-                traffic.0.insert((ip(0)?, ip(1)?), packets);
-            }
-        }
-        Ok(traffic)
+        Traffic::read(&self.core)
     }
 
     /// Links `device` of `namespace` to the core, and gives the link its number.
@@ -243,6 +230,15 @@ impl Site {
         &self.router
     }
 
+    /// The packets that the router has forwarded since its NAT was started, hairpins
+    /// included. What its LAN's hosts send each other directly is not among them.
+    ///
+    /// # Errors
+    /// When nft cannot be asked.
+    pub fn traffic(&self) -> Result<Traffic> {
+        Traffic::read(&self.router)
+    }
+
     /// The address as which its hosts appear to the outside.
     pub fn public(&self) -> IpAddr {
         self.uplink.public
@@ -263,6 +259,7 @@ impl Site {
         self.router.ip(&format!("addr del {old}/{length} dev {WAN}"))?;
         self.uplink.public = new.into();
         self.router.nft(&self.kind.ruleset(self.lan, Some(new)))?;
+        self.router.nft(COUNTERS)?;
         self.router.run("conntrack", &["-F"])?;
         self.router.ip(&format!(
             "addr add {new}/{length} dev {WAN}
@@ -295,6 +292,7 @@ impl Site {
             gateway = uplink.gateway.addr(),
         ))?;
         router.nft(&kind.ruleset(lan, public))?;
+        router.nft(COUNTERS)?;
         Ok(Site { router, kind, lan, uplink, hosts: 0, customers: 0 })
     }
 
@@ -313,6 +311,26 @@ impl Site {
 }
 
 impl Traffic {
+    /// What `router` has counted.
+    fn read(router: &Namespace) -> Result<Self> {
+        let mut traffic = Traffic::default();
+        for set in ["ipv4", "ipv6"] {
+            let json = router.run("nft", &["-j", "list", "set", "inet", "count", set])?;
+            let json: Value = serde_json::from_str(&json).context("nft prints JSON")?;
+            let sets = json["nftables"].as_array().into_iter().flatten();
+            for entry in sets.flat_map(|item| item["set"]["elem"].as_array()).flatten() {
+                let entry = &entry["elem"];
+                let ip = |index: usize| -> Result<IpAddr> {
+                    let text = entry["val"]["concat"][index].as_str().unwrap_or_default();
+                    text.parse().with_context(|| format!("not a pair of addresses: {entry}"))
+                };
+                let packets = entry["counter"]["packets"].as_u64().unwrap_or_default();
+                traffic.0.insert((ip(0)?, ip(1)?), packets);
+            }
+        }
+        Ok(traffic)
+    }
+
     /// The packets between two addresses, both ways.
     pub fn between(&self, a: IpAddr, b: IpAddr) -> u64 {
         self.sent(a, b) + self.sent(b, a)
@@ -326,6 +344,15 @@ impl Traffic {
     /// All packets.
     pub fn total(&self) -> u64 {
         self.0.values().sum()
+    }
+
+    /// All packets but those from or to these addresses.
+    pub fn without(&self, services: &[IpAddr]) -> u64 {
+        let others = self
+            .0
+            .iter()
+            .filter(|((from, to), _)| !services.contains(from) && !services.contains(to));
+        others.map(|(_, packets)| packets).sum()
     }
 
     /// What came on top of `earlier`.

@@ -9,6 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How many lines of its log a failure shows.
+const TAIL: usize = 80;
+
 /// How often readiness is looked at.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -83,7 +86,7 @@ impl Daemon {
 
     fn failure(&self, what: &str) -> io::Error {
         let log = self.log();
-        let tail: Vec<&str> = log.lines().rev().take(20).collect();
+        let tail: Vec<&str> = log.lines().rev().take(TAIL).collect();
         let tail: Vec<&str> = tail.into_iter().rev().collect();
         io::Error::other(format!("{} {what}; the end of its log:\n{}", self.name, tail.join("\n")))
     }
@@ -92,5 +95,9 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         self.kill();
+        if thread::panicking() {
+            // The log's file goes with the world, and the cause may stand in it.
+            eprintln!("{}", self.failure("was part of what failed"));
+        }
     }
 }

@@ -76,6 +76,8 @@ fn full_cone_turns_a_packet_round_for_its_own_lan() {
         send(&scene.socket, from);
         assert_eq!(received(&second), Some(mapped));
         assert_eq!(scene.lab.traffic().expect("counted").total(), before);
+        let (a, b) = (address(&scene.socket).ip(), address(&second).ip());
+        assert_eq!(scene.site.traffic().expect("counted").between(a, b), 2, "hairpins");
     });
 }
 
@@ -208,6 +210,7 @@ fn hosts_of_one_lan_talk_past_the_core_which_counts_the_others() {
         send(&scene.socket, address(&second));
         assert_eq!(received(&second), Some(SocketAddr::new(scene.inner.ipv4(), INNER)));
         assert_eq!(scene.lab.traffic().expect("counted").total(), 0);
+        assert_eq!(scene.site.traffic().expect("counted").total(), 0);
         let mapped = scene.mapping_to(0);
         send(&scene.sockets[0], mapped);
         received(&scene.socket).expect("an answer gets in");

@@ -1,0 +1,373 @@
+//! A node of the lab: the real executable, run as its users run it.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::{namespace::run, net::Host, process::Daemon};
+
+/// How long a node may take to withdraw its advert and end when it is asked to.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// How often something that is waited for is looked at.
+const POLL: Duration = Duration::from_millis(20);
+
+/// How long one look for a first reply waits, as `ping -W` reads it: longer than any
+/// round trip of the lab.
+const FIRST_REPLY_WAIT: &str = "0.2";
+
+/// What a lab's nodes have in common.
+#[derive(Debug, Clone)]
+pub struct Services {
+    /// The `zonemesh` executable.
+    pub executable: PathBuf,
+    /// Holds a folder for each node. A world's own `/run` goes with the world.
+    pub folder: PathBuf,
+    /// The zone's name.
+    pub zone: String,
+    /// The zone's server.
+    pub zone_server: SocketAddr,
+    /// The TSIG key's name.
+    pub tsig_name: String,
+    /// The TSIG key's algorithm.
+    pub tsig_algorithm: String,
+    /// The TSIG key, in Base64.
+    pub tsig_secret: String,
+    /// The STUN servers; where empty, nodes ask the zone for them.
+    pub stun_servers: Vec<SocketAddr>,
+}
+
+/// Who a node is.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Its name.
+    pub name: String,
+    /// Makes its overlay network 10.42.`number`.0/24 and its port 51820 + `number`.
+    pub number: u8,
+    /// Its routes, if not just its overlay network.
+    pub routes: Option<Vec<String>>,
+    /// Further sections of its configuration.
+    pub more: String,
+}
+
+impl Identity {
+    /// A node of this name and number, otherwise by default.
+    pub fn new(name: &str, number: u8) -> Self {
+        Self { name: name.to_owned(), number, routes: None, more: String::new() }
+    }
+
+    /// Its address in the overlay.
+    pub fn overlay(&self) -> IpAddr {
+        Ipv4Addr::new(10, 42, self.number, 1).into()
+    }
+
+    /// Its UDP port.
+    pub fn port(&self) -> u16 {
+        51_820 + u16::from(self.number)
+    }
+
+    /// Its configuration.
+    fn configuration(&self, services: &Services, folder: &Path) -> String {
+        let Self { name, number, .. } = self;
+        let own = vec![format!("10.42.{number}.0/24")];
+        let routes = self.routes.as_ref().unwrap_or(&own);
+        let folder = folder.display();
+        let mut text = format!(
+            "[node]\n\
+             name = \"{name}\"\n\
+             state_dir = \"{folder}/state\"\n\
+             [interface]\n\
+             name = \"{INTERFACE}\"\n\
+             listen_port = {port}\n\
+             addresses = [\"10.42.{number}.1/24\"]\n\
+             routes = {routes:?}\n\
+             [zone]\n\
+             name = \"{zone}\"\n\
+             server = \"{server}\"\n\
+             tsig = {{ name = \"{key}\", algorithm = \"{algorithm}\", secret_file = \"tsig.key\" }}\n\
+             [control]\n\
+             socket = \"{folder}/control.sock\"\n",
+            port = self.port(),
+            zone = services.zone,
+            server = services.zone_server,
+            key = services.tsig_name,
+            algorithm = services.tsig_algorithm,
+        );
+        if !services.stun_servers.is_empty() {
+            let servers: Vec<String> =
+                services.stun_servers.iter().map(ToString::to_string).collect();
+            let _ = writeln!(text, "[stun]\nservers = {servers:?}");
+        }
+        text.push_str(&self.more);
+        text
+    }
+}
+
+/// The TUN device of every node: each has a namespace to itself.
+pub const INTERFACE: &str = "zm0";
+
+/// A node that runs, or has run.
+#[derive(Debug)]
+pub struct Member {
+    identity: Identity,
+    host: Host,
+    executable: PathBuf,
+    folder: PathBuf,
+    daemon: Daemon,
+    started: Instant,
+}
+
+/// What `ping` counted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pings {
+    /// Echo requests sent.
+    pub sent: u64,
+    /// Echo replies received.
+    pub received: u64,
+    /// The mean round trip in milliseconds; not a number where nothing came back.
+    pub rtt_ms: f64,
+}
+
+impl Member {
+    /// Starts `zonemesh up` on a host. The key is made at the first start.
+    ///
+    /// # Errors
+    /// When a file cannot be written or the program cannot be started.
+    pub fn start(identity: Identity, host: &Host, services: &Services) -> Result<Self> {
+        let folder = services.folder.join(&identity.name);
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        fs::write(folder.join("tsig.key"), &services.tsig_secret)?;
+        fs::write(folder.join("zonemesh.toml"), identity.configuration(services, &folder))?;
+        let (daemon, started) = spawn(&identity, host, &services.executable, &folder, 0)?;
+        let executable = services.executable.clone();
+        Ok(Self { identity, host: host.clone(), executable, folder, daemon, started })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.identity.name
+    }
+
+    /// Its address in the overlay.
+    pub fn overlay(&self) -> IpAddr {
+        self.identity.overlay()
+    }
+
+    /// Where it runs.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// When it was started.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// What it has logged since it was started.
+    pub fn log(&self) -> String {
+        self.daemon.log()
+    }
+
+    /// The lines of its log that no healthy node writes.
+    pub fn complaints(&self) -> Vec<String> {
+        let log = self.log();
+        let bad = |line: &&str| line.contains("ERROR") || line.contains("panicked");
+        log.lines().filter(bad).map(str::to_owned).collect()
+    }
+
+    /// A command of the executable that talks to this node, such as `status`.
+    pub fn command(&self, subcommand: &str) -> Command {
+        let mut command = self.host.namespace.command(&self.executable.to_string_lossy());
+        command.arg(subcommand).arg("--socket").arg(self.folder.join("control.sock"));
+        command
+    }
+
+    /// What `zonemesh status --json` says.
+    ///
+    /// # Errors
+    /// When the node does not answer, or not with JSON.
+    pub fn status(&self) -> Result<Value> {
+        let json = run(self.command("status").arg("--json"), "")?;
+        serde_json::from_str(&json).context("status prints JSON")
+    }
+
+    /// Waits until `status` shows what is looked for, and hands it back.
+    ///
+    /// # Errors
+    /// When that does not happen within `limit`; the error carries the last status and
+    /// the end of the log.
+    pub fn wait_for<T>(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut look: impl FnMut(&Value) -> Option<T>,
+    ) -> Result<T> {
+        let start = Instant::now();
+        loop {
+            let status = self.status();
+            if let Some(found) = status.as_ref().ok().and_then(&mut look) {
+                return Ok(found);
+            }
+            if let Some(end) = self.daemon.ended()? {
+                bail!("{} ended early ({end}):\n{}", self.name(), self.log());
+            }
+            if start.elapsed() > limit {
+                let log = self.log();
+                let name = self.name();
+                bail!("{name}: {what} not within {limit:?}; status: {status:?}; log:\n{log}");
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// How `status` shows a peer.
+    ///
+    /// # Errors
+    /// When the node does not answer or knows no such peer.
+    pub fn peer(&self, name: &str) -> Result<Value> {
+        let status = self.status()?;
+        find_peer(&status, name)
+            .with_context(|| format!("{} knows no peer {name}: {status}", self.name()))
+    }
+
+    /// Pings an address from this node's host, 20 times a second.
+    ///
+    /// # Errors
+    /// When `ping` cannot be run.
+    pub fn ping(&self, to: IpAddr, count: u32) -> Result<Pings> {
+        let count = count.to_string();
+        let mut command = self.host.namespace.command("ping");
+        command.args(["-n", "-q", "-i", "0.05", "-W", "1", "-c", &count, &to.to_string()]);
+        Pings::parse(&String::from_utf8_lossy(&command.output()?.stdout))
+    }
+
+    /// Pings an address until it answers.
+    ///
+    /// # Errors
+    /// When it does not within `limit`; the error carries the end of the log.
+    pub fn wait_for_reply(&mut self, to: IpAddr, limit: Duration) -> Result<Instant> {
+        let start = Instant::now();
+        loop {
+            let mut command = self.host.namespace.command("ping");
+            command.args(["-n", "-q", "-c", "1", "-W", FIRST_REPLY_WAIT, &to.to_string()]);
+            if command.output()?.status.success() {
+                return Ok(Instant::now());
+            }
+            if let Some(end) = self.daemon.ended()? {
+                bail!("{} ended early ({end}):\n{}", self.name(), self.log());
+            }
+            if start.elapsed() > limit {
+                let log = self.log();
+                bail!("{}: no reply from {to} within {limit:?}; log:\n{log}", self.name());
+            }
+        }
+    }
+
+    /// Asks it to end (SIGTERM) and waits until it has.
+    ///
+    /// # Errors
+    /// When it does not, or not with success.
+    pub fn stop(&mut self) -> Result<()> {
+        let pid = i32::try_from(self.daemon.id()).ok().and_then(Pid::from_raw);
+        kill_process(pid.context("a child has a number")?, Signal::TERM)?;
+        let start = Instant::now();
+        loop {
+            match self.daemon.ended()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => bail!("{} ended with {status}:\n{}", self.name(), self.log()),
+                None if start.elapsed() > STOP_LIMIT => {
+                    bail!("{} does not end:\n{}", self.name(), self.log())
+                }
+                None => thread::sleep(POLL),
+            }
+        }
+    }
+
+    /// Kills it (SIGKILL): it cannot clean up.
+    pub fn kill(&mut self) {
+        self.daemon.kill();
+    }
+
+    /// Starts it again after an end of either sort, with a log of its own.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn restart(&mut self) -> Result<()> {
+        let count = fs::read_dir(&self.folder)?.count();
+        (self.daemon, self.started) =
+            spawn(&self.identity, &self.host, &self.executable, &self.folder, count)?;
+        Ok(())
+    }
+}
+
+impl Pings {
+    fn parse(output: &str) -> Result<Self> {
+        let number = |before: &str| {
+            let words: Vec<&str> = output.split_whitespace().collect();
+            let at = words.iter().position(|word| word.trim_end_matches(',') == before)?;
+            words[at.checked_sub(1)?].parse().ok()
+        };
+        let sent = number("packets").with_context(|| format!("not ping's output: {output:?}"))?;
+        let received = number("received").unwrap_or_default();
+        // The last line is "rtt min/avg/max/mdev = 0.4/0.5/0.7/0.1 ms".
+        let rtt = output.rsplit(" = ").next().and_then(|times| times.split('/').nth(1));
+        let rtt_ms = rtt.and_then(|avg| avg.parse().ok()).unwrap_or(f64::NAN);
+        Ok(Self { sent, received, rtt_ms })
+    }
+
+    /// Whether every request was answered.
+    pub fn all_answered(&self) -> bool {
+        self.sent > 0 && self.received == self.sent
+    }
+}
+
+/// The peer of this name in a status.
+pub fn find_peer(status: &Value, name: &str) -> Option<Value> {
+    let mut peers = status["peers"].as_array().into_iter().flatten();
+    peers.find(|peer| peer["name"] == name).cloned()
+}
+
+fn spawn(
+    identity: &Identity,
+    host: &Host,
+    executable: &Path,
+    folder: &Path,
+    count: usize,
+) -> Result<(Daemon, Instant)> {
+    let mut command = host.namespace.command(&executable.to_string_lossy());
+    command.arg("up").arg("-c").arg(folder.join("zonemesh.toml"));
+    let started = Instant::now();
+    let log = folder.join(format!("{count}.log"));
+    Ok((Daemon::spawn(&identity.name, &mut command, &log)?, started))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_of_ping_are_read() {
+        let answered = "PING 10.42.1.1 (10.42.1.1) 56(84) bytes of data.\n\n\
+             --- 10.42.1.1 ping statistics ---\n\
+             3 packets transmitted, 3 received, 0% packet loss, time 2003ms\n\
+             rtt min/avg/max/mdev = 0.101/0.250/0.400/0.010 ms\n";
+        let pings = Pings::parse(answered).expect("it is ping's output");
+        assert_eq!(pings, Pings { sent: 3, received: 3, rtt_ms: 0.25 });
+        assert!(pings.all_answered());
+        let silent = "2 packets transmitted, 0 received, +1 errors, 100% packet loss, time 1ms\n";
+        let pings = Pings::parse(silent).expect("it is ping's output");
+        assert_eq!((pings.sent, pings.received), (2, 0));
+        assert!(!pings.all_answered() && pings.rtt_ms.is_nan());
+        assert!(Pings::parse("").is_err());
+    }
+}

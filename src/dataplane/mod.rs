@@ -1,1 +1,392 @@
-//! The packet threads and the snapshot that they read.
+//! The data plane: the packet threads and the snapshot that they read.
+//!
+//! [`DataPlane::start`] binds the port, makes the TUN device and starts three
+//! threads: from the device to the network, from the network to the device, and the
+//! sessions' clock. None of them waits for the control plane: they read a snapshot
+//! of peers and routes that it publishes with [`DataPlane::set_peers`], and the path
+//! of each peer that it sets with [`DataPlane::set_path`]. What is not WireGuard's
+//! comes up as an [`Upcall`] on a bounded queue; where that is full, it is lost and
+//! counted. Dropping the [`DataPlane`] ends the threads and with them the device.
+//!
+//! A packet for a peer without a path is dropped here, not queued in the session: it
+//! would be old when the path comes, and a handshake into nothing helps nobody.
+
+mod counters;
+mod device;
+mod inbound;
+mod outbound;
+mod packet;
+mod peer;
+mod snapshot;
+mod udp;
+mod wait;
+
+use std::{
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use zonemesh_discovery::identity::PublicKey;
+
+use self::{
+    counters::Counters,
+    device::Device,
+    peer::Peer,
+    snapshot::Snapshot,
+    udp::Sockets,
+    wait::{Stop, Wake},
+};
+pub use self::{
+    counters::Drop as DropReason,
+    peer::{EndpointMode, PeerConfig, PeerReport},
+};
+use crate::tunnel::{HANDSHAKE_MAX, LocalKey};
+
+/// How often the sessions' clock moves on. Their shortest time is five seconds.
+const TICK: Duration = Duration::from_millis(250);
+
+/// What may wait for the control plane: some seconds of the checks of a large mesh.
+const UPCALLS: usize = 1024;
+
+/// Knocks by strangers per second that the control plane hears of.
+const KNOCKS_PER_SECOND: u32 = 10;
+
+/// What the data plane is made from.
+pub struct Config {
+    /// The name of the TUN device.
+    pub interface: String,
+    /// The UDP port; 0 picks one.
+    pub listen_port: u16,
+    /// The WireGuard private key.
+    pub private_key: [u8; 32],
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("interface", &self.interface)
+            .field("listen_port", &self.listen_port)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why the data plane could not start, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The port is in use.
+    #[error(
+        "UDP port {port} is taken: set interface.listen_port to another one, or to 0 to pick one"
+    )]
+    PortTaken {
+        /// The port.
+        port: u16,
+    },
+    /// The sockets could not be made.
+    #[error("cannot open the UDP sockets: {0}")]
+    Socket(#[source] io::Error),
+    /// Another process has the device, or an interface of another kind has the name.
+    #[error(
+        "the interface {name} is taken: stop what uses it (`ip -d link show {name}`), or set \
+         interface.name to another name"
+    )]
+    DeviceTaken {
+        /// The device.
+        name: String,
+    },
+    /// Making a TUN device is not allowed.
+    #[error(
+        "no privilege to make the TUN device {name}: run as root, or give the program CAP_NET_ADMIN"
+    )]
+    NoPrivilege {
+        /// The device.
+        name: String,
+    },
+    /// The kernel has no TUN devices.
+    #[error(
+        "no TUN devices here: load the kernel module (`modprobe tun`), or give the container /dev/net/tun"
+    )]
+    NoTun,
+    /// The device could not be made for another reason.
+    #[error("cannot make the TUN device {name}: {source}")]
+    Device {
+        /// The device.
+        name: String,
+        /// The reason.
+        source: io::Error,
+    },
+    /// A thread could not be started.
+    #[error("cannot start the packet threads: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// News for the control plane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Upcall {
+    /// A STUN message came in.
+    Stun {
+        /// From where.
+        from: SocketAddr,
+        /// To which of this machine's addresses.
+        local: Option<IpAddr>,
+        /// The message.
+        bytes: Vec<u8>,
+    },
+    /// A node that is no peer wants to shake hands. Its key is not proven. At most
+    /// ten of these come in a second.
+    Knock {
+        /// The key it claims.
+        key: PublicKey,
+        /// From where.
+        from: SocketAddr,
+    },
+    /// A handshake message of this peer was accepted.
+    Handshake {
+        /// The peer.
+        peer: PublicKey,
+        /// From where.
+        from: SocketAddr,
+    },
+    /// This peer's authentic messages come from another address than before (or from
+    /// one at all).
+    SourceChanged {
+        /// The peer.
+        peer: PublicKey,
+        /// From where.
+        from: SocketAddr,
+    },
+    /// Packets for this peer are being dropped, as it has no path. At most once a
+    /// second for each peer.
+    NoPath {
+        /// The peer.
+        peer: PublicKey,
+    },
+    /// A packet thread ended, as the TUN device is gone: nothing flows any more.
+    Failed {
+        /// What happened.
+        reason: String,
+    },
+}
+
+/// The running data plane.
+pub struct DataPlane {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl DataPlane {
+    /// Binds the port, makes the device (down, without addresses), starts the threads.
+    ///
+    /// # Errors
+    /// [`StartError`], which says what to do.
+    pub fn start(config: &Config) -> Result<(Self, mpsc::Receiver<Upcall>), StartError> {
+        let (upcalls, receiver) = mpsc::channel(UPCALLS);
+        let shared = Arc::new(Shared {
+            key: LocalKey::new(config.private_key),
+            sockets: Sockets::open(config.listen_port)?,
+            device: Device::open(&config.interface)?,
+            snapshot: ArcSwap::default(),
+            upcalls,
+            counters: Counters::default(),
+            knocks: Mutex::new(Bucket::new()),
+            stop: Stop::new().map_err(StartError::Thread)?,
+        });
+        let mut plane = Self { shared, threads: Vec::new() };
+        plane.spawn("tun-to-udp", outbound::run)?;
+        plane.spawn("udp-to-tun", inbound::run)?;
+        plane.spawn("sessions", run_clock)?;
+        Ok((plane, receiver))
+    }
+
+    /// The name and the index of the TUN device.
+    pub fn interface(&self) -> (&str, u32) {
+        (self.shared.device.name(), self.shared.device.index())
+    }
+
+    /// The UDP port of both sockets.
+    pub fn port(&self) -> u16 {
+        self.shared.sockets.port()
+    }
+
+    /// Makes these the peers. The session of a peer that stays lives on, unless its
+    /// preshared key or keepalive changed.
+    pub fn set_peers(&self, peers: &[PeerConfig]) {
+        let (next, new) = self.shared.snapshot.load().next(&self.shared.key, peers);
+        self.shared.snapshot.store(Arc::new(next));
+        for peer in new {
+            // It is to be reached anyway: then at once.
+            if peer.has_keepalive() && peer.path().is_some() {
+                self.shared.initiate(&peer);
+            }
+        }
+    }
+
+    /// Sets where the packets of a peer go. With a session a keepalive goes there at
+    /// once, so that the peer sees the new way. `false` where there is no such peer.
+    pub fn set_path(&self, peer: &PublicKey, path: Option<SocketAddr>) -> bool {
+        let snapshot = self.shared.snapshot.load();
+        let Some(peer) = snapshot.by_key(peer) else { return false };
+        let before = peer.set_path(path);
+        if let Some(path) = path.filter(|_| before != path) {
+            let mut tunnel = peer.tunnel.lock();
+            if tunnel.last_handshake().is_some() {
+                let mut buffer = [0; HANDSHAKE_MAX];
+                if let Some(message) = tunnel.seal(&[], &mut buffer) {
+                    peer.note_sent(message.len());
+                    self.shared.send_now(path, message);
+                }
+            }
+        }
+        true
+    }
+
+    /// Starts a handshake with a peer that has a path, unless one is under way.
+    /// `false` where there is no such peer or no path.
+    pub fn initiate(&self, peer: &PublicKey) -> bool {
+        self.shared.snapshot.load().by_key(peer).is_some_and(|peer| self.shared.initiate(peer))
+    }
+
+    /// Sends a datagram of the control plane's through the socket that WireGuard
+    /// uses. Does not wait; what fails is counted.
+    pub fn send(&self, to: SocketAddr, bytes: &[u8]) {
+        self.shared.send_now(to, bytes);
+    }
+
+    /// What there is to say of each peer, in no order.
+    pub fn peers_report(&self) -> Vec<PeerReport> {
+        self.shared.snapshot.load().peers().map(|peer| peer.report()).collect()
+    }
+
+    /// How many packets and datagrams went no further, by reason.
+    pub fn counters(&self) -> Vec<(DropReason, u64)> {
+        self.shared.counters.read()
+    }
+
+    fn spawn(
+        &mut self,
+        name: &str,
+        run: impl FnOnce(&Shared) -> io::Result<()> + Send + 'static,
+    ) -> Result<(), StartError> {
+        let shared = Arc::clone(&self.shared);
+        let thread = thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                if let Err(error) = run(&shared) {
+                    tracing::error!(%error, "a packet thread ended");
+                    shared.tell(Upcall::Failed { reason: error.to_string() });
+                }
+            })
+            .map_err(StartError::Thread)?;
+        self.threads.push(thread);
+        Ok(())
+    }
+}
+
+impl Drop for DataPlane {
+    fn drop(&mut self) {
+        self.shared.stop.tell();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so already.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl fmt::Debug for DataPlane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DataPlane")
+            .field("interface", &self.interface())
+            .field("port", &self.port())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What all threads see.
+struct Shared {
+    key: LocalKey,
+    sockets: Sockets,
+    device: Device,
+    snapshot: ArcSwap<Snapshot>,
+    upcalls: mpsc::Sender<Upcall>,
+    counters: Counters,
+    knocks: Mutex<Bucket>,
+    stop: Stop,
+}
+
+impl Shared {
+    /// Tells the control plane, if it keeps up.
+    fn tell(&self, upcall: Upcall) {
+        if self.upcalls.try_send(upcall).is_err() {
+            self.counters.count(DropReason::ControlBusy);
+        }
+    }
+
+    /// Sends one datagram without waiting.
+    fn send_now(&self, to: SocketAddr, bytes: &[u8]) {
+        if let Err(error) = self.sockets.send(to, bytes, None) {
+            tracing::trace!(%error, %to, "send refused");
+            self.counters.count(if error.kind() == io::ErrorKind::WouldBlock {
+                DropReason::SendBufferFull
+            } else {
+                DropReason::SendFailed
+            });
+        }
+    }
+
+    /// Starts a handshake, if there is a path and none is under way.
+    fn initiate(&self, peer: &Peer) -> bool {
+        let Some(path) = peer.path() else { return false };
+        let mut buffer = [0; HANDSHAKE_MAX];
+        if let Some(message) = peer.tunnel.lock().initiate(&mut buffer) {
+            peer.note_sent(message.len());
+            self.send_now(path, message);
+        }
+        true
+    }
+}
+
+/// The sessions' clock: keepalives, new keys, another try.
+fn run_clock(shared: &Shared) -> io::Result<()> {
+    let mut buffer = [0; HANDSHAKE_MAX];
+    loop {
+        if wait::readable(&shared.stop, &[], Some(TICK))? == Wake::Stop {
+            return Ok(());
+        }
+        shared.key.handle_tick();
+        for peer in shared.snapshot.load().peers() {
+            let path = peer.path();
+            let message = peer.tunnel.lock().tick(path.is_some(), &mut buffer).map(|m| m.len());
+            if let (Some(length), Some(path)) = (message, path) {
+                peer.note_sent(length);
+                shared.send_now(path, &buffer[..length]);
+            }
+        }
+    }
+}
+
+/// A bounded number of something in each second.
+struct Bucket {
+    since: Instant,
+    taken: u32,
+}
+
+impl Bucket {
+    fn new() -> Self {
+        Self { since: Instant::now(), taken: 0 }
+    }
+
+    /// Takes one, if there is one left.
+    fn take(&mut self) -> bool {
+        let now = Instant::now();
+        if now.duration_since(self.since) >= Duration::from_secs(1) {
+            *self = Self { since: now, taken: 0 };
+        }
+        self.taken += 1;
+        self.taken <= KNOCKS_PER_SECOND
+    }
+}

@@ -1,0 +1,222 @@
+//! Out: from the TUN device to the network.
+//!
+//! One read gives the packets of one super-packet, as a rule of one flow. Each run
+//! of packets for one peer is sealed under one lock, side by side into one buffer;
+//! as many of one size as follow each other go to the kernel as one datagram of
+//! segments, the last of which may be shorter.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+};
+
+use rustix::event::PollFlags;
+
+use super::{
+    Shared, Upcall,
+    counters::Drop,
+    device::Reader,
+    packet,
+    peer::Peer,
+    snapshot::Snapshot,
+    udp::MAX_CONTENTS,
+    wait::{self, Wake},
+};
+use crate::tunnel::{HANDSHAKE_MAX, OVERHEAD};
+
+/// Reads in a row before everything gathered goes out: bounds how long a small
+/// packet waits for company.
+const READS: usize = 32;
+
+/// How long a full socket buffer is waited for. A buffer of some megabytes empties
+/// in less; what takes longer is lost, as on any full link.
+const SEND_WAIT: std::time::Duration = std::time::Duration::from_millis(20);
+
+/// The thread from the TUN device to the network. Ends when told to, or with the
+/// device's failure.
+pub(super) fn run(shared: &Shared) -> io::Result<()> {
+    let mut reader = Reader::new();
+    let mut sender = Sender::new();
+    loop {
+        match wait::readable(&shared.stop, &[&shared.device], None)? {
+            Wake::Stop => return Ok(()),
+            Wake::Ready | Wake::Timeout => {}
+        }
+        let snapshot = shared.snapshot.load();
+        for _ in 0..READS {
+            match reader.read(&shared.device) {
+                Ok(packets) => send_packets(shared, &snapshot, packets, &mut sender),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if packet::is_device_gone(&error) => return Err(error),
+                Err(error) => {
+                    tracing::debug!(%error, "a packet from the TUN device could not be cut up");
+                    shared.counters.count(Drop::Malformed);
+                }
+            }
+        }
+        sender.flush(shared);
+    }
+}
+
+/// Sends the packets of one read to the peers that they are for.
+fn send_packets<'p>(
+    shared: &Shared,
+    snapshot: &Snapshot,
+    packets: impl Iterator<Item = &'p [u8]>,
+    sender: &mut Sender,
+) {
+    let mut packets = packets.peekable();
+    while let Some(first) = packets.next() {
+        let Some(destination) = packet::destination(first) else {
+            shared.counters.count(Drop::Malformed);
+            continue;
+        };
+        let Some(peer) = snapshot.route(destination) else {
+            shared.counters.count(Drop::NoRoute);
+            continue;
+        };
+        // Packets of one destination follow each other: one look-up and one lock
+        // for all of them.
+        let same = |next: &&[u8]| packet::destination(next) == Some(destination);
+        let run = std::iter::once(first).chain(std::iter::from_fn(|| packets.next_if(same)));
+        let Some(path) = peer.path() else {
+            shared.counters.add(Drop::NoPath, run.count() as u64);
+            if peer.wishes_path() {
+                shared.tell(Upcall::NoPath { peer: peer.key });
+            }
+            continue;
+        };
+        let mut tunnel = peer.tunnel.lock();
+        for packet in run {
+            let room = sender.room(shared, peer, path, packet.len() + OVERHEAD);
+            let length = tunnel.seal(packet, room).map_or(0, |message| message.len());
+            sender.push(length);
+        }
+    }
+}
+
+/// Messages to one peer, gathered into one datagram of segments.
+struct Sender {
+    buffer: Vec<u8>,
+    used: usize,
+    segments: usize,
+    /// The size of all segments but the last.
+    segment: usize,
+    /// The last segment was shorter: none can follow.
+    closed: bool,
+    to: Option<(Arc<Peer>, SocketAddr)>,
+    max_segments: usize,
+}
+
+impl Sender {
+    fn new() -> Self {
+        Self {
+            // A message that turns out too long to be one more segment is sealed
+            // behind the others before it is known to be.
+            buffer: vec![0; MAX_CONTENTS + MAX_CONTENTS + HANDSHAKE_MAX],
+            used: 0,
+            segments: 0,
+            segment: 0,
+            closed: false,
+            to: None,
+            max_segments: 1,
+        }
+    }
+
+    /// Room for one message of at most `size` bytes to `peer`, after what is in the
+    /// way has gone out.
+    fn room(
+        &mut self,
+        shared: &Shared,
+        peer: &Arc<Peer>,
+        path: SocketAddr,
+        size: usize,
+    ) -> &mut [u8] {
+        let same = self.to.as_ref().is_some_and(|(p, a)| Arc::ptr_eq(p, peer) && *a == path);
+        let fits = !self.closed
+            && self.segments < self.max_segments
+            && self.used + size <= MAX_CONTENTS
+            && (self.segments == 0 || size <= self.segment);
+        if !same || !fits {
+            self.flush(shared);
+        }
+        if !same {
+            self.to = Some((Arc::clone(peer), path));
+            let alone = peer.no_segments.load(Ordering::Relaxed);
+            self.max_segments = if alone { 1 } else { shared.sockets.max_segments(&path) };
+        }
+        let end = self.used + size.max(HANDSHAKE_MAX);
+        &mut self.buffer[self.used..end]
+    }
+
+    /// Takes the message of `length` bytes that was written into the room.
+    fn push(&mut self, length: usize) {
+        if length == 0 {
+            return;
+        }
+        if self.segments == 0 {
+            self.segment = length;
+        }
+        self.closed = length < self.segment;
+        self.segments += 1;
+        self.used += length;
+    }
+
+    /// Sends what was gathered.
+    fn flush(&mut self, shared: &Shared) {
+        let (used, segments) = (self.used, self.segments);
+        (self.used, self.segments, self.closed) = (0, 0, false);
+        let Some((peer, path)) = &self.to else { return };
+        if segments == 0 {
+            return;
+        }
+        let contents = &self.buffer[..used];
+        peer.note_sent(used);
+        if segments == 1 {
+            send(shared, *path, contents, None, 1);
+        } else if !send(shared, *path, contents, Some(self.segment), 0) {
+            // An interface without this ability, or with a smaller MTU than the
+            // segments: the kernel fragments single datagrams, segments it does not.
+            peer.no_segments.store(true, Ordering::Relaxed);
+            self.max_segments = 1;
+            for message in contents.chunks(self.segment) {
+                send(shared, *path, message, None, 1);
+            }
+        }
+    }
+}
+
+/// Sends, waiting a little where the socket's buffer is full. Counts `lost` messages
+/// if that failed for good; `false` where it was refused.
+fn send(
+    shared: &Shared,
+    to: SocketAddr,
+    contents: &[u8],
+    segment: Option<usize>,
+    lost: u64,
+) -> bool {
+    let mut waited = false;
+    loop {
+        match shared.sockets.send(to, contents, segment) {
+            Ok(()) => return true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let udp = shared.sockets.of(&to).filter(|_| !waited);
+                waited = true;
+                let ready = udp.is_some_and(|udp| {
+                    wait::ready(udp, PollFlags::OUT, SEND_WAIT).unwrap_or(false)
+                });
+                if !ready {
+                    let segments = segment.map_or(1, |size| contents.len().div_ceil(size));
+                    shared.counters.add(Drop::SendBufferFull, segments as u64);
+                    return true;
+                }
+            }
+            Err(error) => {
+                tracing::trace!(%error, %to, "send refused");
+                shared.counters.add(Drop::SendFailed, lost);
+                return false;
+            }
+        }
+    }
+}

@@ -6,3 +6,4 @@
 
 pub mod advert;
 pub mod identity;
+pub mod stun;

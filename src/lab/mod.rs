@@ -19,4 +19,5 @@ pub mod nat;
 pub mod net;
 pub mod process;
 pub mod programs;
+pub mod stun_server;
 pub mod world;

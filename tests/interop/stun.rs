@@ -1,0 +1,123 @@
+//! The STUN client against coturn.
+
+use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+use zonemesh::lab::{programs, stun_server::StunServer, world::isolated};
+use zonemesh_discovery::stun::{Behaviour, NatBehaviour, ReflexiveClient, StunEvent};
+
+/// Past all the tries of one request and a whole behaviour test.
+const LIMIT: Duration = Duration::from_secs(20);
+
+#[test]
+fn coturn_tells_our_address_and_that_there_is_no_nat() {
+    isolated("stun::coturn_tells_our_address_and_that_there_is_no_nat", || {
+        let home = TempDir::new().expect("a folder");
+        let server = start(&home, &["127.0.0.1", "127.0.0.2"]);
+        let mut node = Node::new("127.0.0.9:0");
+        let now = Instant::now();
+        node.client.set_servers(server.addresses(), now);
+        node.run_until(|client| client.is_settled());
+        assert_eq!(node.client.reflexive().collect::<Vec<_>>(), [node.local()]);
+        let expected =
+            NatBehaviour { mapping: Behaviour::None, filtering: Behaviour::EndpointIndependent };
+        assert_eq!(node.client.behaviour(), expected);
+        assert!(node.events.contains(&StunEvent::Behaviour(expected)));
+    });
+}
+
+#[test]
+fn coturn_answers_over_ipv6() {
+    isolated("stun::coturn_answers_over_ipv6", || {
+        let home = TempDir::new().expect("a folder");
+        let server = start(&home, &["::1"]);
+        let mut node = Node::new("[::1]:0");
+        node.client.set_servers(server.addresses(), Instant::now());
+        node.run_until(|client| client.is_settled());
+        assert_eq!(node.client.reflexive().collect::<Vec<_>>(), [node.local()]);
+        assert_eq!(node.client.behaviour().mapping, Behaviour::None);
+    });
+}
+
+#[test]
+fn a_coturn_that_dies_is_told_and_its_word_stays() {
+    isolated("stun::a_coturn_that_dies_is_told_and_its_word_stays", || {
+        let home = TempDir::new().expect("a folder");
+        let mut server = start(&home, &["127.0.0.1"]);
+        let asked = server.addresses()[0];
+        let mut node = Node::new("127.0.0.9:0");
+        node.client.set_servers(&[asked], Instant::now());
+        node.run_until(|client| client.is_settled());
+        server.stop();
+        node.client.refresh(Instant::now());
+        node.run_until_told(StunEvent::ServerSilent { server: asked });
+        assert_eq!(node.client.reflexive().collect::<Vec<_>>(), [node.local()]);
+        let _server = start(&home, &["127.0.0.1"]);
+        node.events.clear();
+        node.run_until_told(StunEvent::ServerAnswered { server: asked });
+    });
+}
+
+fn start(home: &TempDir, listen: &[&str]) -> StunServer {
+    programs::require(&["turnserver"]).expect("the programs are there");
+    let listen: Vec<IpAddr> = listen.iter().map(|ip| ip.parse().expect("an address")).collect();
+    StunServer::start(|program| Command::new(program), home.path(), &listen, 3478)
+        .expect("coturn starts")
+}
+
+/// A client with a socket.
+struct Node {
+    socket: UdpSocket,
+    client: ReflexiveClient,
+    events: Vec<StunEvent>,
+}
+
+impl Node {
+    fn new(local: &str) -> Self {
+        let socket = UdpSocket::bind(local).expect("a socket");
+        let mut client = ReflexiveClient::new([7; 32]);
+        client.set_local_addresses(&[socket.local_addr().expect("it is bound")]);
+        Self { socket, client, events: Vec::new() }
+    }
+
+    fn local(&self) -> SocketAddr {
+        self.socket.local_addr().expect("it is bound")
+    }
+
+    fn run_until_told(&mut self, event: StunEvent) {
+        let start = Instant::now();
+        while !self.events.contains(&event) {
+            assert!(start.elapsed() < LIMIT, "never told: {event:?}, only {:?}", self.events);
+            self.step();
+        }
+    }
+
+    fn run_until(&mut self, done: impl Fn(&ReflexiveClient) -> bool) {
+        let start = Instant::now();
+        while !done(&self.client) {
+            assert!(start.elapsed() < LIMIT, "not done; told: {:?}", self.events);
+            self.step();
+        }
+        self.events.extend(std::iter::from_fn(|| self.client.poll_event()));
+    }
+
+    fn step(&mut self) {
+        self.client.handle_timeout(Instant::now());
+        self.events.extend(std::iter::from_fn(|| self.client.poll_event()));
+        while let Some(transmit) = self.client.poll_transmit() {
+            // A refused one is a lost one: the server may be away.
+            let _ = self.socket.send_to(&transmit.payload, transmit.to);
+        }
+        let due = self.client.poll_timeout().expect("a server is always asked again");
+        let wait = due.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        self.socket.set_read_timeout(Some(wait)).expect("a wait above zero");
+        let mut buffer = [0; 1500];
+        if let Ok((length, from)) = self.socket.recv_from(&mut buffer) {
+            assert!(self.client.handle_datagram(from, &buffer[..length], Instant::now()));
+        }
+    }
+}

@@ -1,1 +1,21 @@
 //! From two sets of candidates to a working path.
+//!
+//! Two nodes that know each other's keys and addresses open a way through the NATs
+//! and firewalls between them: each sends authenticated STUN requests
+//! ([`check`]) to every address of the other ([`candidate`]) until some are answered,
+//! and keeps to the best that is. One [`Agent`] per peer does so. It knows no names,
+//! no DNS and no WireGuard; everything is pure, with time and randomness handed in.
+
+mod agent;
+mod budget;
+pub mod candidate;
+pub mod check;
+mod pair;
+mod replay;
+
+pub use agent::{
+    Agent, CheckError, Event, MAX_LEARNED, MAX_REMOTE, PairStatus, SelectedPath, Transmit,
+};
+pub use candidate::{Candidate, CandidateKind};
+pub use check::{CheckKeys, OpenError, Username, WeakKey};
+pub use pair::Tier;

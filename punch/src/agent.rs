@@ -1,0 +1,744 @@
+//! The agent: one per peer, from two sets of candidates to a working path.
+//!
+//! # Life
+//!
+//! 1. An agent is made from the two nodes' keys. It is told the addresses of its own
+//!    node ([`Agent::set_local_candidates`]) and those that the peer says it has
+//!    ([`Agent::set_remote_candidates`]), in any order and again whenever they change.
+//! 2. Each address of the peer is a pair, and a check goes to each. Where a check of
+//!    the peer comes from an address that nobody named (a NAT that maps anew for each
+//!    destination), that is a pair as well. Each check that comes in is answered and,
+//!    while its pair is not known to work, answered by a check the other way: the
+//!    peer's check got out through its own NAT, so a check back gets in.
+//! 3. The first pair that answers is selected, so that data flows at once. The node
+//!    with the lower key controls: it moves on to a better pair when there is one and
+//!    nominates what it selects; the other node follows where it can.
+//! 4. The selected pair is checked on, seldom while idle, often while data flows.
+//!    When it no longer answers, the next best takes its place; where there is none,
+//!    the path is lost, and everything is probed afresh. An agent never gives up.
+//!
+//! # Manner
+//!
+//! Nothing here does I/O, reads a clock or draws a random number of its own. After
+//! each call, drain [`Agent::poll_transmit`] and [`Agent::poll_event`], then call
+//! [`Agent::handle_timeout`] at [`Agent::poll_timeout`]. To leave something undrained
+//! delays it but stalls nothing: the deadline is due at once while something waits.
+//!
+//! What a peer, or somebody between, can make an agent do is bounded: so many pairs,
+//! so many checks and answers a second, one answer and one check for each request,
+//! the answer never longer than the request, and nothing at all for what does not
+//! verify.
+//!
+//! Left out on purpose: foundations and frozen pairs (RFC 8445 §6.1.2.6; there is
+//! one component and few pairs), role conflicts (the keys decide), error responses,
+//! and port prediction for NATs that choose ports at random.
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
+
+use crate::{
+    budget::Budget,
+    candidate::{Candidate, CandidateKind, canonical},
+    check::{Answer, Check, CheckKeys, OpenError, Request, Username},
+    pair::{self, Pair, State, Tier, Use},
+    replay::{Old, Replay},
+};
+
+/// The most candidates of the peer that are used: as many as an advert carries.
+pub const MAX_REMOTE: usize = 8;
+
+/// The most other pairs: learned from checks, or of former candidates that still work.
+pub const MAX_LEARNED: usize = 8;
+
+/// The most candidates of its own that a node is believed to have.
+const MAX_LOCAL: usize = 64;
+
+/// One check each 50 ms (RFC 8445 §14.2), and as many at once as there are candidates.
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
+const CHECK_BURST: u32 = 8;
+
+/// Answers: twice the checks that a peer of this version sends.
+const ANSWER_INTERVAL: Duration = Duration::from_millis(25);
+const ANSWER_BURST: u32 = 32;
+
+/// A check to where a stale request came from, to learn the peer's clock.
+const CHALLENGE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often a pair is learned from a check, once there are many: a NAT gives few
+/// new addresses, and two that never agree on one give new ones for ever.
+const LEARN_INTERVAL: Duration = Duration::from_secs(5);
+const LEARN_BURST: u32 = 8;
+
+/// How long an answer is still taken for one (a minute-long queue is no path).
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often a sign of life from the peer restarts fast probing of all pairs.
+const WAKE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// A learned pair that never answers is forgotten.
+const LEARNED_FOR: Duration = Duration::from_secs(60);
+
+/// Data within this makes the selected pair an active one.
+const ACTIVE_FOR: Duration = Duration::from_secs(10);
+
+/// WireGuard's packets within this hold a pair although its checks are lost: the
+/// peer still uses it, so it gets answers there.
+const DATA_HOLDS_FOR: Duration = Duration::from_secs(2);
+
+/// So many of the best pairs are kept ready to fall back on.
+const SPARES: usize = 2;
+
+/// Within a tier, a pair must be faster by both of these, so many answers running,
+/// to take over: a change of path costs reordered packets.
+const GAIN_RATIO: f64 = 0.7;
+const GAIN: Duration = Duration::from_millis(5);
+const GAIN_ANSWERS: u32 = 3;
+
+/// The most datagrams that wait for [`Agent::poll_transmit`].
+const MAX_QUEUED: usize = 64;
+
+/// A datagram to be sent through the socket that WireGuard uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transmit {
+    /// Where to.
+    pub to: SocketAddr,
+    /// The UDP payload.
+    pub payload: Vec<u8>,
+}
+
+/// What changed about the path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// Send WireGuard's packets there from now on.
+    PathSelected(SelectedPath),
+    /// No pair works any more.
+    PathLost,
+}
+
+/// The way to the peer that is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SelectedPath {
+    /// The peer's address.
+    pub remote: SocketAddr,
+    /// This node's own address as the peer sees it, once an answer has told it.
+    pub own: Option<SocketAddr>,
+    /// What kind of the peer's candidates the address is.
+    pub kind: CandidateKind,
+    /// How good a way it is.
+    pub tier: Tier,
+    /// The smoothed round trip of checks.
+    pub rtt: Duration,
+}
+
+/// Why a datagram had no effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum CheckError {
+    /// It is no check of the peer.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// A request that was here before.
+    #[error("a request that was here before")]
+    Replayed,
+    /// A request of another time than the peer's clock shows.
+    #[error("a request of another time")]
+    Stale,
+    /// An answer to nothing that was asked of late.
+    #[error("an answer to nothing that was asked")]
+    Unsolicited,
+    /// An answer from another address than was asked (RFC 8445 §7.2.5.2.1).
+    #[error("an answer from another address than was asked")]
+    Elsewhere,
+    /// More requests than anybody needs.
+    #[error("more requests than anybody needs")]
+    Busy,
+}
+
+/// The machine that finds and keeps the path to one peer.
+#[derive(Debug)]
+pub struct Agent {
+    keys: CheckKeys,
+    rng: StdRng,
+    started: Instant,
+    started_unix_ms: u64,
+    /// The latest time that any call told.
+    now: Instant,
+    locals: Vec<Candidate>,
+    remotes: Vec<Candidate>,
+    pairs: Vec<Pair>,
+    selected: Option<SocketAddr>,
+    /// What the controlling peer nominated last, and when by its clock.
+    nominated: Option<(SocketAddr, u64)>,
+    /// A pair that was faster than the selected one, and how often.
+    gaining: Option<(SocketAddr, u32)>,
+    replay: Replay,
+    in_flight: VecDeque<InFlight>,
+    checks: Budget,
+    answers: Budget,
+    challenges: Budget,
+    learns: Budget,
+    wakes: Budget,
+    last_data: Option<Instant>,
+    queue: VecDeque<Transmit>,
+    reported: Option<(SocketAddr, Tier)>,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    id: [u8; 12],
+    remote: SocketAddr,
+    at: Instant,
+}
+
+impl Agent {
+    /// An agent for the peer that `keys` are shared with. All randomness comes from
+    /// `seed`; `unix_ms` is what the wall clock shows at `now`.
+    pub fn new(keys: CheckKeys, seed: [u8; 32], now: Instant, unix_ms: u64) -> Self {
+        Self {
+            keys,
+            rng: StdRng::from_seed(seed),
+            started: now,
+            started_unix_ms: unix_ms,
+            now,
+            locals: Vec::new(),
+            remotes: Vec::new(),
+            pairs: Vec::new(),
+            selected: None,
+            nominated: None,
+            gaining: None,
+            replay: Replay::default(),
+            in_flight: VecDeque::new(),
+            checks: Budget::new(CHECK_INTERVAL, CHECK_BURST, now),
+            answers: Budget::new(ANSWER_INTERVAL, ANSWER_BURST, now),
+            challenges: Budget::new(CHALLENGE_INTERVAL, 1, now),
+            learns: Budget::new(LEARN_INTERVAL, LEARN_BURST, now),
+            wakes: Budget::new(WAKE_INTERVAL, 1, now),
+            last_data: None,
+            queue: VecDeque::new(),
+            reported: None,
+        }
+    }
+
+    /// The user name that the peer's datagrams carry, requests and answers alike: see
+    /// [`Username::peek`].
+    pub fn inbound_username(&self) -> Username {
+        self.keys.inbound_username()
+    }
+
+    /// Takes this node's own candidates. The host addresses among them tell a path on
+    /// the LAN from one through a NAT; none of them is ever checked as the peer's.
+    pub fn set_local_candidates(&mut self, candidates: &[Candidate], now: Instant) {
+        let locals = usable(candidates, MAX_LOCAL);
+        if locals != self.locals {
+            self.locals = locals;
+            self.sync_pairs(now);
+        }
+        self.drive(now);
+    }
+
+    /// Takes the candidates that the peer says it has, best first; those past
+    /// [`MAX_REMOTE`] are left alone. Pairs that work stay, also when the peer no
+    /// longer names them. What leads through the mesh itself must not be among them.
+    pub fn set_remote_candidates(&mut self, candidates: &[Candidate], now: Instant) {
+        let remotes = usable(candidates, MAX_REMOTE);
+        if remotes != self.remotes {
+            self.remotes = remotes;
+            self.sync_pairs(now);
+            // The peer has moved, or the network around it: the selected pair may be
+            // dead, and what was closed may be open.
+            self.recheck(now);
+        }
+        self.drive(now);
+    }
+
+    /// This node's own addresses or routes have changed: looks at everything at once.
+    pub fn local_changed(&mut self, now: Instant) {
+        self.recheck(now);
+        self.drive(now);
+    }
+
+    /// Somebody wants to reach the peer now: probes fast again if there is no path.
+    pub fn wake(&mut self, now: Instant) {
+        if self.selected.is_none() {
+            self.recheck(now);
+        }
+        self.drive(now);
+    }
+
+    /// Takes a datagram whose user name is this agent's.
+    ///
+    /// # Errors
+    /// [`CheckError`] says why it had no effect, to be counted.
+    pub fn handle_datagram(
+        &mut self,
+        from: SocketAddr,
+        datagram: &[u8],
+        now: Instant,
+    ) -> Result<(), CheckError> {
+        let from = canonical(from);
+        let result = match self.keys.open(datagram)? {
+            Check::Request(request) => self.handle_request(from, &request, now),
+            Check::Answer(answer) => self.handle_answer(from, &answer, now),
+        };
+        self.drive(now);
+        result
+    }
+
+    /// WireGuard sent data to the peer.
+    pub fn note_data_sent(&mut self, now: Instant) {
+        self.last_data = Some(now);
+        if let Some(pair) = self.selected.and_then(|remote| self.pair_mut(remote)) {
+            pair.hasten();
+        }
+    }
+
+    /// WireGuard authenticated data that came from `from`.
+    pub fn note_data_received(&mut self, from: SocketAddr, now: Instant) {
+        self.last_data = Some(now);
+        if let Some(pair) = self.pair_mut(canonical(from)) {
+            pair.last_data = Some(now);
+            pair.suspect_until = None;
+        }
+        if let Some(pair) = self.selected.and_then(|remote| self.pair_mut(remote)) {
+            pair.hasten();
+        }
+    }
+
+    /// WireGuard sends on the selected path, and nothing comes back although it
+    /// should: the path steps behind all others for a while, whatever its checks say.
+    pub fn note_data_dead(&mut self, now: Instant) {
+        if let Some(pair) = self.selected.and_then(|remote| self.pair_mut(remote))
+            && !pair.is_suspect(now)
+        {
+            pair.suspect_until = Some(now + pair::SUSPECT_FOR);
+            self.recheck(now);
+        }
+        self.drive(now);
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.drive(now);
+    }
+
+    /// The next datagram to send.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.queue.pop_front()
+    }
+
+    /// What changed since the last call, as far as it still matters.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        let selected = self.selected();
+        let report = selected.map(|path| (path.remote, path.tier));
+        if report == self.reported {
+            return None;
+        }
+        self.reported = report;
+        Some(selected.map_or(Event::PathLost, Event::PathSelected))
+    }
+
+    /// When to call [`Agent::handle_timeout`] at the latest.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let report = self.selected().map(|path| (path.remote, path.tier));
+        if !self.queue.is_empty() || report != self.reported {
+            return Some(self.now);
+        }
+        let due = self.pairs.iter().map(|pair| pair.due).min()?;
+        Some(due.max(self.checks.free_at()).max(self.now))
+    }
+
+    /// The path in use.
+    pub fn selected(&self) -> Option<SelectedPath> {
+        let pair = self.pairs.iter().find(|pair| Some(pair.remote) == self.selected)?;
+        Some(SelectedPath {
+            remote: pair.remote,
+            own: pair.own,
+            kind: pair.kind,
+            tier: pair.tier(&self.locals),
+            rtt: pair.rtt()?,
+        })
+    }
+
+    /// Every pair as it stands, for people.
+    pub fn pairs(&self) -> impl Iterator<Item = PairStatus> + '_ {
+        self.pairs.iter().map(|pair| PairStatus {
+            remote: pair.remote,
+            kind: pair.kind,
+            tier: pair.tier(&self.locals),
+            own: pair.own,
+            listed: pair.listed,
+            selected: Some(pair.remote) == self.selected,
+            suspect: pair.is_suspect(self.now),
+            rtt: pair.rtt(),
+            unanswered: pair.unanswered(),
+            last_sent: pair.last_sent,
+            last_answer: pair.last_answer,
+            last_heard: pair.last_heard,
+        })
+    }
+
+    fn handle_request(
+        &mut self,
+        from: SocketAddr,
+        request: &Request,
+        now: Instant,
+    ) -> Result<(), CheckError> {
+        match self.replay.admit(request, now) {
+            Ok(()) => {}
+            Err(Old::Seen) => return Err(CheckError::Replayed),
+            Err(Old::Stale) => {
+                if self.challenges.take(now) && self.checks.take(now) {
+                    self.send_check(from, false, now);
+                }
+                return Err(CheckError::Stale);
+            }
+        }
+        if !self.answers.take(now) {
+            return Err(CheckError::Busy);
+        }
+        let answer = Answer { id: request.id, clock_ms: self.clock_ms(now), mapped: from };
+        self.transmit(from, &Check::Answer(answer));
+
+        let silent = self.selected.is_none();
+        let newest = self.nominated.is_none_or(|(_, clock_ms)| clock_ms <= request.clock_ms);
+        if request.nominate && newest {
+            self.nominated = Some((from, request.clock_ms));
+        }
+        if let Some(pair) = self.pair_or_learn(from, now) {
+            pair.heard(now);
+        }
+        // Who is heard is there: what did not answer a while ago may do so now.
+        if silent && self.wakes.take(now) {
+            self.recheck(now);
+        }
+        Ok(())
+    }
+
+    fn handle_answer(
+        &mut self,
+        from: SocketAddr,
+        answer: &Answer,
+        now: Instant,
+    ) -> Result<(), CheckError> {
+        let index = self
+            .in_flight
+            .iter()
+            .position(|sent| sent.id == answer.id && now <= sent.at + ANSWER_WITHIN)
+            .ok_or(CheckError::Unsolicited)?;
+        if self.in_flight[index].remote != from {
+            return Err(CheckError::Elsewhere);
+        }
+        let sent = self.in_flight.remove(index).map_or(now, |sent| sent.at);
+        self.replay.learn(answer.clock_ms, now);
+        let Some(pair) = self.pair_mut(from) else { return Ok(()) };
+        pair.answered(sent, answer.mapped, now);
+        self.note_gain(from, now);
+        self.select(now);
+        let usage = self.usage(from, now);
+        let jitter = self.rng.random();
+        if let Some(pair) = self.pair_mut(from)
+            && !pair.urgent
+        {
+            pair.rest(usage, jitter, now);
+        }
+        Ok(())
+    }
+
+    /// Does everything that is due, and keeps the selection the best one.
+    fn drive(&mut self, now: Instant) {
+        self.now = self.now.max(now);
+        let oldest = self.in_flight.partition_point(|sent| sent.at + ANSWER_WITHIN < now);
+        self.in_flight.drain(..oldest);
+        self.retire(now);
+        self.select(now);
+        while self.queue.len() < MAX_QUEUED
+            && let Some(remote) = self.next_due(now)
+            && self.checks.take(now)
+        {
+            self.check_pair(remote, now);
+        }
+    }
+
+    /// Ends what has failed.
+    fn retire(&mut self, now: Instant) {
+        let mut lost = false;
+        for pair in &mut self.pairs {
+            let held = pair.last_data.is_some_and(|at| now < at + DATA_HOLDS_FOR);
+            if pair.is_valid() && pair.unanswered() >= pair::LOSSES && pair.due <= now && !held {
+                pair.restart(now);
+                lost |= Some(pair.remote) == self.selected;
+            }
+        }
+        self.pairs.retain(|pair| match pair.state {
+            State::Probing { since, .. } => pair.listed || now < since + LEARNED_FOR,
+            State::Valid { .. } => true,
+        });
+        if lost {
+            self.selected = None;
+            self.recheck(now);
+        }
+    }
+
+    /// Selects the best pair, with reluctance.
+    fn select(&mut self, now: Instant) {
+        let locals = &self.locals;
+        let ranked = |pair: &Pair| pair.rank(locals, now).map(|rank| (rank, pair.remote));
+        let Some((best, best_remote)) = self.pairs.iter().filter_map(ranked).min() else {
+            self.selected = None;
+            return;
+        };
+        let rank_of =
+            |remote| self.pairs.iter().find(|pair| pair.remote == remote)?.rank(locals, now);
+        let current = self.selected.and_then(rank_of);
+        let nominated = match self.nominated {
+            Some((remote, _)) if !self.keys.controlling() => {
+                rank_of(remote).filter(|rank| !rank.suspect).map(|_| remote)
+            }
+            _ => None,
+        };
+        let choice = match (nominated, current) {
+            (Some(nominated), _) => nominated,
+            (None, Some(current)) => {
+                let better = (best.suspect, best.tier) < (current.suspect, current.tier);
+                let faster = match self.gaining {
+                    Some((remote, answers)) if answers >= GAIN_ANSWERS => Some(remote),
+                    _ => None,
+                };
+                match (better, faster) {
+                    (true, _) => best_remote,
+                    (false, Some(remote)) => remote,
+                    (false, None) => return,
+                }
+            }
+            (None, None) => best_remote,
+        };
+        if self.selected != Some(choice) {
+            self.selected = Some(choice);
+            self.gaining = None;
+            // The peer is told of the nomination at once.
+            if self.keys.controlling()
+                && let Some(pair) = self.pair_mut(choice)
+            {
+                pair.urgent = true;
+                pair.due = now;
+            }
+        }
+    }
+
+    /// Counts how often in a row `remote` was notably faster than the selected pair.
+    fn note_gain(&mut self, remote: SocketAddr, now: Instant) {
+        if !self.keys.controlling() || self.selected == Some(remote) {
+            return;
+        }
+        let locals = &self.locals;
+        let find = |remote| self.pairs.iter().find(|pair| Some(pair.remote) == remote);
+        let (Some(selected), Some(pair)) = (find(self.selected), find(Some(remote))) else {
+            return;
+        };
+        let (Some(old), Some(new)) = (selected.rtt(), pair.rtt()) else { return };
+        let gains = pair.tier(locals) == selected.tier(locals)
+            && !pair.is_suspect(now)
+            && new < old.mul_f64(GAIN_RATIO)
+            && new + GAIN < old;
+        self.gaining = match self.gaining {
+            Some((before, answers)) if gains && before == remote => Some((remote, answers + 1)),
+            Some((before, answers)) if before != remote => Some((before, answers)),
+            _ if gains => Some((remote, 1)),
+            _ => None,
+        };
+    }
+
+    fn usage(&self, remote: SocketAddr, now: Instant) -> Use {
+        let Some(pair) = self.pairs.iter().find(|pair| pair.remote == remote) else {
+            return Use::Unwanted;
+        };
+        if self.selected == Some(remote) {
+            let active = self.last_data.is_some_and(|at| now < at + ACTIVE_FOR);
+            return if active { Use::Active } else { Use::Idle };
+        }
+        if let Some(rank) = pair.rank(&self.locals, now) {
+            let ahead = self.pairs.iter().filter(|other| {
+                self.selected != Some(other.remote)
+                    && other.rank(&self.locals, now).is_some_and(|other| other < rank)
+            });
+            return if ahead.count() < SPARES { Use::Spare } else { Use::Wanted };
+        }
+        let selected = self.selected().filter(|path| path.tier <= pair.tier(&self.locals));
+        if selected.is_some() { Use::Unwanted } else { Use::Wanted }
+    }
+
+    /// The pair whose check is due most: urgent ones first, then the longest waiting.
+    fn next_due(&self, now: Instant) -> Option<SocketAddr> {
+        let due = self.pairs.iter().filter(|pair| pair.due <= now);
+        due.min_by_key(|pair| (!pair.urgent, pair.due)).map(|pair| pair.remote)
+    }
+
+    fn check_pair(&mut self, remote: SocketAddr, now: Instant) {
+        let nominate = self.keys.controlling() && self.selected == Some(remote);
+        self.send_check(remote, nominate, now);
+        let usage = self.usage(remote, now);
+        let jitter = self.rng.random();
+        let Some(pair) = self.pair_mut(remote) else { return };
+        pair.sent(usage, jitter, now);
+        // What may have to take its place is looked at while there is time.
+        if self.selected == Some(remote)
+            && self.pair_mut(remote).is_some_and(|pair| pair.unanswered() == pair::DOUBTS)
+        {
+            for pair in self.pairs.iter_mut().filter(|p| p.is_valid() && p.remote != remote) {
+                pair.due = now;
+            }
+        }
+    }
+
+    fn send_check(&mut self, to: SocketAddr, nominate: bool, now: Instant) {
+        let mut id = [0; 12];
+        self.rng.fill_bytes(&mut id);
+        let learned = Candidate { kind: CandidateKind::PeerReflexive, addr: to };
+        let clock_ms = self.clock_ms(now);
+        let request = Request { id, clock_ms, priority: learned.priority(), nominate };
+        self.in_flight.push_back(InFlight { id, remote: to, at: now });
+        self.transmit(to, &Check::Request(request));
+    }
+
+    fn transmit(&mut self, to: SocketAddr, check: &Check) {
+        // A datagram that finds no room is lost as any other may be.
+        if self.queue.len() < MAX_QUEUED {
+            self.queue.push_back(Transmit { to, payload: self.keys.seal(check) });
+        }
+    }
+
+    fn clock_ms(&self, now: Instant) -> u64 {
+        let elapsed = now.saturating_duration_since(self.started).as_millis();
+        self.started_unix_ms.saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
+    }
+
+    /// Makes the pairs those of the peer's candidates, and keeps what works.
+    fn sync_pairs(&mut self, now: Instant) {
+        for pair in &mut self.pairs {
+            pair.listed = false;
+        }
+        for candidate in &self.remotes {
+            match self.pairs.iter_mut().find(|pair| pair.remote == candidate.addr) {
+                Some(pair) => {
+                    pair.listed = true;
+                    pair.kind = candidate.kind;
+                }
+                None => self.pairs.push(Pair::new(*candidate, true, now)),
+            }
+        }
+        let locals = &self.locals;
+        self.pairs.retain(|pair| {
+            let own = locals.iter().any(|local| local.addr == pair.remote);
+            let learned = pair.kind == CandidateKind::PeerReflexive;
+            !own && (pair.listed || pair.is_valid() || learned)
+        });
+        self.bound_learned(None);
+    }
+
+    fn pair_mut(&mut self, remote: SocketAddr) -> Option<&mut Pair> {
+        self.pairs.iter_mut().find(|pair| pair.remote == remote)
+    }
+
+    fn pair_or_learn(&mut self, remote: SocketAddr, now: Instant) -> Option<&mut Pair> {
+        let known = self.pairs.iter().any(|pair| pair.remote == remote);
+        let learned = Candidate { kind: CandidateKind::PeerReflexive, addr: remote };
+        if !known && learned.is_usable() && self.learns.take(now) {
+            self.pairs.push(Pair::new(learned, false, now));
+            self.bound_learned(Some(remote));
+        }
+        self.pair_mut(remote)
+    }
+
+    /// Forgets learned pairs past [`MAX_LEARNED`]: first those that never answered,
+    /// then those that were silent longest; never the selected one, nor `keep`.
+    fn bound_learned(&mut self, keep: Option<SocketAddr>) {
+        while self.pairs.iter().filter(|pair| !pair.listed).count() > MAX_LEARNED {
+            let spare = |pair: &&Pair| {
+                !pair.listed && Some(pair.remote) != keep && Some(pair.remote) != self.selected
+            };
+            let worst = self
+                .pairs
+                .iter()
+                .filter(spare)
+                .min_by_key(|pair| (pair.is_valid(), pair.last_answer, pair.last_heard))
+                .map(|pair| pair.remote);
+            self.pairs.retain(|pair| Some(pair.remote) != worst);
+        }
+    }
+
+    /// Looks at every pair at once, and fast again at those that do not answer.
+    fn recheck(&mut self, now: Instant) {
+        for pair in &mut self.pairs {
+            if pair.is_valid() {
+                pair.due = now;
+                pair.urgent |= Some(pair.remote) == self.selected;
+            } else {
+                pair.restart(now);
+            }
+        }
+    }
+}
+
+/// One pair as it stands, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PairStatus {
+    /// The peer's address.
+    pub remote: SocketAddr,
+    /// What kind of candidate it is.
+    pub kind: CandidateKind,
+    /// How good a way it is, or would be at best.
+    pub tier: Tier,
+    /// This node's own address as the peer saw it.
+    pub own: Option<SocketAddr>,
+    /// The peer's present candidates name it.
+    pub listed: bool,
+    /// It is in use.
+    pub selected: bool,
+    /// Checks passed, but WireGuard's packets died on it of late.
+    pub suspect: bool,
+    /// The round trip; `None` while it does not answer.
+    pub rtt: Option<Duration>,
+    /// How many checks since the last answer, or since probing began anew.
+    pub unanswered: u32,
+    /// When the last check was sent.
+    pub last_sent: Option<Instant>,
+    /// When the last answer came.
+    pub last_answer: Option<Instant>,
+    /// When the last check of the peer came from there.
+    pub last_heard: Option<Instant>,
+}
+
+impl PairStatus {
+    /// In a few words, why the pair is, or is not, a path.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self { suspect: true, .. } => "checks are answered, but data died on it",
+            Self { selected: true, .. } => "in use",
+            Self { rtt: Some(_), unanswered: 0, .. } => "answers; kept to fall back on",
+            Self { rtt: Some(_), .. } => "answered before; waiting for the answer to a check",
+            Self { last_sent: None, .. } => "not yet checked",
+            Self { last_heard: Some(_), .. } => "the peer's checks arrive, ours are not answered",
+            Self { last_answer: Some(_), .. } => "answered before, no longer does",
+            _ => "no answer, and no check of the peer's comes from there",
+        }
+    }
+}
+
+/// The candidates worth looking at: usable, each address once and by its best kind.
+fn usable(candidates: &[Candidate], most: usize) -> Vec<Candidate> {
+    let mut usable: Vec<Candidate> = Vec::new();
+    for candidate in candidates {
+        let candidate = Candidate { addr: canonical(candidate.addr), ..*candidate };
+        let known = usable.iter().position(|known| known.addr == candidate.addr);
+        if let Some(known) = known {
+            usable[known].kind = usable[known].kind.min(candidate.kind);
+        } else if candidate.is_usable() && usable.len() < most {
+            usable.push(candidate);
+        }
+    }
+    usable
+}

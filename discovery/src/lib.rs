@@ -6,4 +6,5 @@
 
 pub mod advert;
 pub mod identity;
+pub mod interfaces;
 pub mod stun;

@@ -1,4 +1,5 @@
 //! Against other people's programs, each test in a world of its own. They need root,
 //! and the programs that `make test` installs.
 
+mod interfaces;
 mod stun;

@@ -13,11 +13,13 @@
 //! a LAN behind it. The core counts the UDP packets that it forwards, pair by pair,
 //! so that a direct path can be told from a relayed one without asking a daemon.
 
+pub mod demo;
 pub mod member;
 pub mod namespace;
 pub mod nat;
 pub mod net;
 pub mod process;
 pub mod programs;
+pub mod setup;
 pub mod stun_server;
 pub mod world;

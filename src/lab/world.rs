@@ -26,7 +26,7 @@ use super::{namespace::run, programs};
 const INSIDE: &str = "ZONEMESH_LAB_WORLD";
 
 /// How a process ends that was interrupted, as shells count it (128 + SIGINT).
-pub const INTERRUPTED: i32 = 130;
+pub const INTERRUPTED: u8 = 130;
 
 /// How the inner process of a test ends when the test has passed. Not 0: that is also
 /// how a test program ends that knows no test of the given name.
@@ -46,6 +46,10 @@ pub fn is_inside() -> bool {
 pub fn command() -> Result<Command> {
     if !rustix::process::geteuid().is_root() {
         bail!("a lab needs root for its network namespaces: run this again as root (sudo)");
+    }
+    if env::var_os(INSIDE).is_some() {
+        // A program that starts labs within labs would not end.
+        bail!("this is inside a lab already");
     }
     programs::require(programs::LAB)?;
     let mut command = Command::new("unshare");
@@ -69,7 +73,7 @@ pub fn furnish() -> Result<()> {
         let mut stdin = io::stdin();
         let mut byte = [0];
         while !matches!(stdin.read(&mut byte), Ok(0) | Err(_)) {}
-        process::exit(INTERRUPTED);
+        process::exit(INTERRUPTED.into());
     })?;
     Ok(())
 }

@@ -8,3 +8,4 @@ pub mod advert;
 pub mod identity;
 pub mod interfaces;
 pub mod stun;
+pub mod zone;

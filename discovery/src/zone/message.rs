@@ -1,0 +1,240 @@
+//! DNS messages: requests are made with hickory; replies are read record by record.
+//!
+//! A reply is read here and not by hickory's `Message`, for two reasons. TSIG needs
+//! to know at which byte its record starts. And one record that hickory cannot read,
+//! in a zone that also holds other things, must not hide all others: what is not
+//! one of ours counts as [`Data::Other`].
+
+use std::net::IpAddr;
+
+use hickory_proto::{
+    op::{Edns, Message, MessageType, OpCode, Query},
+    rr::{Name, RData, RecordType},
+    serialize::binary::{BinDecodable, BinDecoder, DecodeError, Restrict},
+};
+
+use super::error::Rcode;
+
+/// What UDP may carry unfragmented (DNS Flag Day 2020).
+pub(super) const UDP_PAYLOAD: u16 = 1232;
+
+/// A query for one name, not asking for recursion.
+pub(super) fn query(name: &Name, kind: RecordType) -> Message {
+    let mut message = Message::new(rand::random(), MessageType::Query, OpCode::Query);
+    message.add_query(Query::query(name.clone(), kind));
+    let mut edns = Edns::new();
+    edns.set_max_payload(UDP_PAYLOAD);
+    message.set_edns(edns);
+    message
+}
+
+/// One reply, or one message of a transfer.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) id: u16,
+    pub(super) is_response: bool,
+    pub(super) is_truncated: bool,
+    pub(super) rcode: Rcode,
+    pub(super) question: Option<(Name, RecordType)>,
+    pub(super) answers: Vec<Record>,
+    pub(super) additionals: Vec<Record>,
+    pub(super) tsig: Option<TsigRecord>,
+}
+
+/// One record: owner in lower case, and what of its data matters here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Record {
+    pub(super) owner: Name,
+    pub(super) data: Data,
+}
+
+/// The data of a record.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Data {
+    Soa { serial: u32 },
+    Ptr(Name),
+    Srv { priority: u16, weight: u16, port: u16, target: Name },
+    Txt(Vec<Vec<u8>>),
+    Address(IpAddr),
+    Other,
+}
+
+/// A TSIG record (RFC 8945 §4.2) and where in its message it starts.
+#[derive(Debug, Clone)]
+pub(super) struct TsigRecord {
+    pub(super) start: usize,
+    pub(super) name: Name,
+    pub(super) algorithm: Name,
+    pub(super) time: u64,
+    pub(super) fudge: u16,
+    pub(super) mac: Vec<u8>,
+    pub(super) original_id: u16,
+    pub(super) error: u16,
+    pub(super) other: Vec<u8>,
+}
+
+impl Reply {
+    /// Reads a message; `None` when it is not one.
+    pub(super) fn read(wire: &[u8]) -> Option<Self> {
+        Reader { decoder: BinDecoder::new(wire) }.reply().ok()
+    }
+}
+
+const TYPE_OPT: u16 = 41;
+const TYPE_TSIG: u16 = 250;
+const CLASS_IN: u16 = 1;
+
+struct Reader<'a> {
+    decoder: BinDecoder<'a>,
+}
+
+impl Reader<'_> {
+    fn reply(mut self) -> Result<Reply, DecodeError> {
+        let id = self.u16()?;
+        let flags = self.u16()?;
+        let [questions, answers, authorities, additionals] =
+            [self.u16()?, self.u16()?, self.u16()?, self.u16()?];
+        let mut reply = Reply {
+            id,
+            is_response: flags & 0x8000 != 0,
+            is_truncated: flags & 0x0200 != 0,
+            rcode: Rcode(flags & 0x000f),
+            question: None,
+            answers: Vec::new(),
+            additionals: Vec::new(),
+            tsig: None,
+        };
+        for _ in 0..questions {
+            let name = self.name()?;
+            let kind = RecordType::from(self.u16()?);
+            self.u16()?;
+            reply.question = Some((name, kind));
+        }
+        for _ in 0..answers {
+            let raw = self.raw()?;
+            reply.answers.push(raw.record());
+        }
+        for _ in 0..authorities {
+            self.raw()?;
+        }
+        for _ in 0..additionals {
+            // A TSIG must be the last of all (RFC 8945 §5.1).
+            if reply.tsig.is_some() {
+                return Err(DecodeError::RecordAfterSig);
+            }
+            let start = self.decoder.index();
+            let raw = self.raw()?;
+            match raw.kind {
+                // The upper bits of an extended code (RFC 6891 §6.1.3).
+                TYPE_OPT => reply.rcode.0 |= (raw.ttl >> 24 << 4) as u16,
+                TYPE_TSIG => reply.tsig = Some(raw.tsig(start)?),
+                _ => reply.additionals.push(raw.record()),
+            }
+        }
+        if self.decoder.is_empty() { Ok(reply) } else { Err(DecodeError::InsufficientBytes) }
+    }
+
+    fn raw(&mut self) -> Result<Raw<'_>, DecodeError> {
+        let owner = self.name()?;
+        let kind = self.u16()?;
+        let class = self.u16()?;
+        let ttl = self.decoder.read_u32()?.unverified(/* any is valid */);
+        let len = self.u16()?;
+        // A message has at most 65,535 bytes, so that the index fits.
+        let data = self.decoder.clone(self.decoder.index() as u16);
+        self.decoder.read_slice(usize::from(len))?;
+        Ok(Raw { owner, kind, class, ttl, len, data })
+    }
+
+    fn name(&mut self) -> Result<Name, DecodeError> {
+        read_name(&mut self.decoder)
+    }
+
+    fn u16(&mut self) -> Result<u16, DecodeError> {
+        read_u16(&mut self.decoder)
+    }
+}
+
+/// A record whose data has not been read yet.
+struct Raw<'a> {
+    owner: Name,
+    kind: u16,
+    class: u16,
+    ttl: u32,
+    len: u16,
+    data: BinDecoder<'a>,
+}
+
+impl Raw<'_> {
+    fn record(mut self) -> Record {
+        let kind = RecordType::from(self.kind);
+        let ours = matches!(
+            kind,
+            RecordType::SOA
+                | RecordType::PTR
+                | RecordType::SRV
+                | RecordType::TXT
+                | RecordType::A
+                | RecordType::AAAA
+        );
+        let read = (ours && self.class == CLASS_IN)
+            .then(|| RData::read(&mut self.data, kind, Restrict::new(self.len)).ok())
+            .flatten();
+        let data = match read {
+            Some(RData::SOA(soa)) => Data::Soa { serial: soa.serial },
+            Some(RData::PTR(ptr)) => Data::Ptr(canonical(&ptr.0)),
+            Some(RData::SRV(srv)) => Data::Srv {
+                priority: srv.priority,
+                weight: srv.weight,
+                port: srv.port,
+                target: canonical(&srv.target),
+            },
+            Some(RData::TXT(txt)) => {
+                Data::Txt(txt.txt_data.iter().map(|string| string.to_vec()).collect())
+            }
+            Some(rdata) => rdata.ip_addr().map_or(Data::Other, Data::Address),
+            None => Data::Other,
+        };
+        Record { owner: self.owner, data }
+    }
+
+    fn tsig(mut self, start: usize) -> Result<TsigRecord, DecodeError> {
+        let decoder = &mut self.data;
+        let end = decoder.index() + usize::from(self.len);
+        let algorithm = read_name(decoder)?;
+        let high = u64::from(read_u16(decoder)?);
+        let low = u64::from(decoder.read_u32()?.unverified(/* any is valid */));
+        let fudge = read_u16(decoder)?;
+        let mac = read_bytes(decoder)?;
+        let original_id = read_u16(decoder)?;
+        let error = read_u16(decoder)?;
+        let other = read_bytes(decoder)?;
+        if decoder.index() != end {
+            return Err(DecodeError::InsufficientBytes);
+        }
+        let time = high << 32 | low;
+        let name = self.owner;
+        Ok(TsigRecord { start, name, algorithm, time, fudge, mac, original_id, error, other })
+    }
+}
+
+fn read_name(decoder: &mut BinDecoder<'_>) -> Result<Name, DecodeError> {
+    Ok(canonical(&Name::read(decoder)?))
+}
+
+fn read_u16(decoder: &mut BinDecoder<'_>) -> Result<u16, DecodeError> {
+    Ok(decoder.read_u16()?.unverified(/* any is valid */))
+}
+
+/// Bytes behind their length in 16 bits.
+fn read_bytes(decoder: &mut BinDecoder<'_>) -> Result<Vec<u8>, DecodeError> {
+    let len = read_u16(decoder)?;
+    Ok(decoder.read_slice(usize::from(len))?.unverified(/* any is valid */).to_vec())
+}
+
+/// Names are compared, ordered and kept in lower case.
+fn canonical(name: &Name) -> Name {
+    let mut name = name.to_lowercase();
+    name.set_fqdn(true);
+    name
+}

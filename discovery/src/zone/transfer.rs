@@ -1,0 +1,249 @@
+//! Zone transfers: AXFR (RFC 5936) and IXFR (RFC 1995) over TCP.
+//!
+//! A [`Stream`] takes the records of the answer one after the other and knows when
+//! it is complete; what it gathered counts only after the last message's signature.
+
+use hickory_proto::{
+    op::{Message, Query},
+    rr::{Name, RData, Record as WireRecord, RecordType, rdata::SOA},
+};
+use tokio::time::{Duration, timeout};
+
+use super::{
+    Task, ZoneClient, ZoneError,
+    contents::{MAX_RECORDS, MAX_ZONE_BYTES},
+    message::{self, Data, Record},
+    transport::{Connection, Request},
+};
+
+/// A whole transfer: 16 MiB at little more than 4 Mbit/s.
+const TRANSFER_LIMIT: Duration = Duration::from_secs(30);
+
+/// What a transfer brought.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Transfer {
+    /// The server's serial and nothing else: it has no news.
+    UpToDate { serial: u32 },
+    /// The whole zone.
+    Whole { serial: u32, records: Vec<Record> },
+    /// What has changed since `from`.
+    Changes { from: u32, serial: u32, steps: Vec<Step> },
+}
+
+/// One record's change.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// It is no more.
+    Remove(Record),
+    /// It is new.
+    Add(Record),
+}
+
+impl ZoneClient {
+    /// Fetches what has changed since a serial, or the whole zone.
+    pub(super) async fn transfer(&self, since: Option<u32>) -> Result<Transfer, ZoneError> {
+        let message = match since {
+            Some(serial) => ixfr(self.zone.name(), serial),
+            None => message::query(self.zone.name(), RecordType::AXFR),
+        };
+        let work = async {
+            let mut request = Request::new(self, Task::Transfer, &message);
+            let mut connection = Connection::open(self.server).await?;
+            connection.send(&request).await?;
+            let mut stream = Stream::new(self.zone.name(), since);
+            let mut bytes = 0;
+            loop {
+                let wire = connection.receive().await?;
+                bytes += wire.len();
+                let too_large =
+                    |limit, what| ZoneError::TooLarge { server: self.server, limit, what };
+                if bytes > MAX_ZONE_BYTES {
+                    return Err(too_large(MAX_ZONE_BYTES, "bytes of records"));
+                }
+                if stream.kept() > MAX_RECORDS {
+                    return Err(too_large(MAX_RECORDS, "records"));
+                }
+                let reply = request.accept(self.server, &wire)?;
+                if reply.answers.is_empty() {
+                    return Err(self.rubbish(Task::Transfer, "a message without records"));
+                }
+                for record in reply.answers {
+                    stream
+                        .handle_record(record)
+                        .map_err(|what| self.rubbish(Task::Transfer, what))?;
+                }
+                if stream.is_complete() {
+                    break;
+                }
+            }
+            if !request.is_authentic() {
+                return Err(self.rubbish(Task::Transfer, "the last message is not signed"));
+            }
+            stream.finish().ok_or_else(|| self.rubbish(Task::Transfer, "it ends too soon"))
+        };
+        let Ok(transfer) = timeout(TRANSFER_LIMIT, work).await else {
+            let why = format!("a transfer takes more than {} s", TRANSFER_LIMIT.as_secs());
+            return Err(ZoneError::Away { server: self.server, why });
+        };
+        transfer
+    }
+}
+
+/// The client's serial travels in an SOA record (RFC 1995 §3).
+fn ixfr(zone: &Name, serial: u32) -> Message {
+    let mut message = message::query(zone, RecordType::SOA);
+    message.queries = vec![Query::query(zone.clone(), RecordType::IXFR)];
+    let soa = SOA::new(Name::root(), Name::root(), serial, 0, 0, 0, 0);
+    message.add_authority(WireRecord::from_rdata(zone.clone(), 0, RData::SOA(soa)));
+    message
+}
+
+/// Takes the records of an answer, in order.
+#[derive(Debug)]
+struct Stream {
+    zone: Name,
+    since: Option<u32>,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Start,
+    /// One SOA: all there is, or the head of what follows.
+    Head {
+        serial: u32,
+    },
+    Whole {
+        serial: u32,
+        records: Vec<Record>,
+        complete: bool,
+    },
+    Changes {
+        from: u32,
+        serial: u32,
+        steps: Vec<Step>,
+        part: Part,
+    },
+}
+
+/// Where in a list of changes (RFC 1995 §4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Removing,
+    Adding { until: u32 },
+    Complete,
+}
+
+impl Stream {
+    fn new(zone: &Name, since: Option<u32>) -> Self {
+        Self { zone: zone.clone(), since, stage: Stage::Start }
+    }
+
+    fn handle_record(&mut self, record: Record) -> Result<(), &'static str> {
+        let soa = match record.data {
+            Data::Soa { serial } if record.owner == self.zone => Some(serial),
+            _ => None,
+        };
+        let next = match (&mut self.stage, soa) {
+            (Stage::Start, Some(serial)) => Stage::Head { serial },
+            (Stage::Start, None) => return Err("it does not begin with the zone's SOA"),
+            (Stage::Head { serial }, Some(from)) if self.since.is_some() && from != *serial => {
+                let (serial, steps) = (*serial, Vec::new());
+                Stage::Changes { from, serial, steps, part: Part::Removing }
+            }
+            (Stage::Head { serial }, soa) => {
+                let complete = soa == Some(*serial);
+                let mut records = Vec::new();
+                keep(&mut records, record, |record| record);
+                Stage::Whole { serial: *serial, records, complete }
+            }
+            (Stage::Whole { complete: true, .. }, _) => return Err("records behind its end"),
+            (Stage::Whole { serial, complete, .. }, Some(closing)) => {
+                if closing != *serial {
+                    return Err("it ends with another serial than it began with");
+                }
+                *complete = true;
+                return Ok(());
+            }
+            (Stage::Whole { records, .. }, None) => {
+                keep(records, record, |record| record);
+                return Ok(());
+            }
+            (Stage::Changes { serial, steps, part, .. }, soa) => {
+                *part = match (*part, soa) {
+                    (Part::Removing, None) => {
+                        keep(steps, record, Step::Remove);
+                        Part::Removing
+                    }
+                    (Part::Removing, Some(until)) => Part::Adding { until },
+                    (part @ Part::Adding { .. }, None) => {
+                        keep(steps, record, Step::Add);
+                        part
+                    }
+                    // The end: the head's SOA once more, behind the last additions.
+                    (Part::Adding { until }, Some(closing)) if until == *serial => {
+                        if closing != until {
+                            return Err("it ends with another serial than it began with");
+                        }
+                        Part::Complete
+                    }
+                    (Part::Adding { until }, Some(from)) => {
+                        if from != until {
+                            return Err("a gap between two changes");
+                        }
+                        Part::Removing
+                    }
+                    (Part::Complete, _) => return Err("records behind its end"),
+                };
+                return Ok(());
+            }
+        };
+        self.stage = next;
+        Ok(())
+    }
+
+    /// How many records it holds.
+    fn kept(&self) -> usize {
+        match &self.stage {
+            Stage::Start | Stage::Head { .. } => 0,
+            Stage::Whole { records, .. } => records.len(),
+            Stage::Changes { steps, .. } => steps.len(),
+        }
+    }
+
+    /// Whether nothing more is to come. The lone SOA of a serial that is not newer
+    /// than ours is the whole answer to an IXFR (RFC 1995 §2).
+    fn is_complete(&self) -> bool {
+        match &self.stage {
+            Stage::Start => false,
+            Stage::Head { serial } => self.since.is_some_and(|since| !is_newer(*serial, since)),
+            Stage::Whole { complete, .. } => *complete,
+            Stage::Changes { part, .. } => *part == Part::Complete,
+        }
+    }
+
+    fn finish(self) -> Option<Transfer> {
+        match self.stage {
+            Stage::Head { serial } if self.since.is_some() => Some(Transfer::UpToDate { serial }),
+            Stage::Whole { serial, records, complete: true } => {
+                Some(Transfer::Whole { serial, records })
+            }
+            Stage::Changes { from, serial, steps, part: Part::Complete } => {
+                Some(Transfer::Changes { from, serial, steps })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Keeps a record of a kind that can matter: the rest of a zone is not ours.
+fn keep<T>(kept: &mut Vec<T>, record: Record, wrap: impl Fn(Record) -> T) {
+    if matches!(record.data, Data::Srv { .. } | Data::Txt(_) | Data::Address(_)) {
+        kept.push(wrap(record));
+    }
+}
+
+/// Serial number arithmetic (RFC 1982 §3.2).
+fn is_newer(serial: u32, than: u32) -> bool {
+    serial != than && serial.wrapping_sub(than) < 1 << 31
+}

@@ -1,1 +1,0 @@
-//! The configuration file, parsed into a type that cannot be wrong.

@@ -1,0 +1,215 @@
+//! The configuration file, parsed into a type that cannot be wrong.
+//!
+//! [`Config::load`] reads the TOML file once, at start. Every value is checked
+//! there, secrets are read from their files, defaults filled in; an error names
+//! the file, the line, the key and what was expected, and the daemon does not
+//! start. What is legitimate but probably not meant becomes a warning, which is
+//! logged at start and shown in `zonemesh status`.
+//!
+//! `docs/zonemesh.example.toml` has every key with its default.
+
+mod document;
+mod read;
+mod relay_uri;
+mod secret;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::from_utf8,
+};
+
+use ipnet::IpNet;
+use zonemesh_discovery::{advert::Zone, identity::PublicKey};
+
+pub use self::{
+    document::ConfigError,
+    relay_uri::{RelayHost, RelayTransport, RelayUri, RelayUriError},
+    secret::Secret,
+};
+
+/// The configuration that is read where none is named.
+pub const DEFAULT_FILE: &str = "/etc/zonemesh/zonemesh.toml";
+
+/// Where the control sockets stand unless the configuration says otherwise.
+pub const SOCKET_DIR: &str = "/run/zonemesh";
+
+/// Everything that the operator has decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The file that it was read from.
+    pub file: PathBuf,
+    /// `[node]`
+    pub node: NodeConfig,
+    /// `[interface]`
+    pub interface: InterfaceConfig,
+    /// `[zone]`; a node that has only static peers needs none.
+    pub zone: Option<ZoneConfig>,
+    /// `[mdns]`
+    pub mdns: MdnsConfig,
+    /// `[stun]`: the servers; where empty, the zone's SRV records name them.
+    pub stun_servers: Vec<SocketAddr>,
+    /// `[relay]`
+    pub relay: RelayConfig,
+    /// `[control]`: the control socket.
+    pub control_socket: PathBuf,
+    /// `[network]`: whose adverts count.
+    pub trust: Trust,
+    /// `[[peer]]`: plain WireGuard peers, outside the mesh's discovery.
+    pub peers: Vec<PeerConfig>,
+    /// What is legitimate but probably not meant.
+    pub warnings: Vec<String>,
+}
+
+/// `[node]`: who this node is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// For people; 1 to 63 bytes without control characters.
+    pub name: String,
+    /// Keeps the key, the sequence number and the last-known peers.
+    pub state_dir: PathBuf,
+}
+
+/// `[interface]`: the TUN device and what it carries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InterfaceConfig {
+    /// The device's name.
+    pub name: String,
+    /// The UDP port, for IPv4 and IPv6; 0 picks one and keeps it.
+    pub listen_port: u16,
+    /// The device's MTU; `None` follows the paths.
+    pub mtu: Option<u16>,
+    /// What the device carries.
+    pub addresses: Vec<IpNet>,
+    /// The prefixes that this node advertises; no host bits, no duplicates.
+    pub routes: Vec<IpNet>,
+}
+
+/// `[zone]`: the rendezvous.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ZoneConfig {
+    /// The zone's name.
+    pub name: Zone,
+    /// Its server; `None` is the zone's SOA MNAME.
+    pub server: Option<SocketAddr>,
+    /// The key that signs updates and transfers; `None` sends them unsigned.
+    pub tsig: Option<TsigConfig>,
+}
+
+/// `zone.tsig`: a TSIG key (RFC 8945).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TsigConfig {
+    /// The key's name, as the server knows it.
+    pub name: String,
+    /// Its algorithm.
+    pub algorithm: TsigAlgorithm,
+    /// The secret in Base64, checked to be that.
+    pub secret: Secret<String>,
+}
+
+/// The algorithms of RFC 8945 §6 that are not deprecated and that both BIND and
+/// Knot know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TsigAlgorithm {
+    /// `hmac-sha256`
+    HmacSha256,
+    /// `hmac-sha384`
+    HmacSha384,
+    /// `hmac-sha512`
+    HmacSha512,
+}
+
+impl TsigAlgorithm {
+    /// The algorithm's name, as it is configured and as it travels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::HmacSha256 => "hmac-sha256",
+            Self::HmacSha384 => "hmac-sha384",
+            Self::HmacSha512 => "hmac-sha512",
+        }
+    }
+}
+
+/// `[mdns]`: the same adverts on the LAN.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MdnsConfig {
+    /// Whether to advertise and browse there.
+    pub enabled: bool,
+    /// On which interfaces; where empty, on every one that is no tunnel, bridge port
+    /// or container link.
+    pub interfaces: Vec<String>,
+}
+
+/// `[relay]`: TURN servers. Checked; not used by this version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelayConfig {
+    /// The servers; where empty, the zone's SRV records name them.
+    pub servers: Vec<RelayUri>,
+    /// The secret from which time-limited credentials are made.
+    pub username_secret: Option<Secret<String>>,
+}
+
+/// `[network] trust`: whose adverts count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trust {
+    /// Only the adverts of these keys.
+    Listed(BTreeSet<PublicKey>),
+    /// Every properly signed advert of the zone.
+    Zone,
+}
+
+/// `[[peer]]`: a plain WireGuard peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerConfig {
+    /// Its public key.
+    pub public_key: PublicKey,
+    /// Where it is; `None` waits until it comes to us.
+    pub endpoint: Option<SocketAddr>,
+    /// The prefixes behind it; no host bits, and no other peer has the same.
+    pub routes: Vec<IpNet>,
+    /// The symmetric key mixed into the handshake.
+    pub preshared_key: Option<Secret<[u8; 32]>>,
+    /// Seconds between keepalives; `None` sends none.
+    pub keepalive: Option<u16>,
+}
+
+impl Config {
+    /// Reads and checks a configuration file and the secrets that it names.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the file, the line, the key and what was expected.
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        let whole = |message: String| ConfigError {
+            file: file.to_owned(),
+            position: None,
+            key: String::new(),
+            message,
+        };
+        let bytes = fs::read(file).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                whole("there is no such file; name the configuration with -c FILE".to_owned())
+            }
+            _ => whole(format!("cannot be read: {error}")),
+        })?;
+        let text = from_utf8(&bytes).map_err(|error| {
+            let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
+            ConfigError {
+                position: Some((line + 1, 1)),
+                ..whole("the line is not UTF-8 text".to_owned())
+            }
+        })?;
+        Self::parse(file, text)
+    }
+
+    /// Checks a configuration's text; relative paths are relative to `file`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the file, the line, the key and what was expected.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        read::config(file, text)
+    }
+}

@@ -1,0 +1,474 @@
+//! From the document to the checked [`Config`].
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    hash::Hash,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use data_encoding::BASE64;
+use ipnet::IpNet;
+use zonemesh_discovery::{
+    advert::{MAX_ADDRESSES, MAX_ROUTES},
+    identity::PublicKey,
+};
+
+use super::{
+    Config, InterfaceConfig, MdnsConfig, NodeConfig, PeerConfig, RelayConfig, SOCKET_DIR, Secret,
+    Trust, TsigAlgorithm, TsigConfig, ZoneConfig,
+    document::{Document, Item, Result, Section},
+    secret::SecretFile,
+};
+
+/// What a node is named may not be longer: it has to fit its advert.
+const MAX_NAME: usize = 63;
+
+/// Linux's IFNAMSIZ, less the closing zero.
+const MAX_INTERFACE_NAME: usize = 15;
+
+/// The path of a Unix socket, less the closing zero (`sockaddr_un`, unix(7)).
+const MAX_SOCKET_PATH: usize = 107;
+
+/// Below 1280 there is no IPv6 (RFC 8200 §5); above 9000 no common link carries it.
+const MTU: std::ops::RangeInclusive<u16> = 1280..=9000;
+
+const DNS_PORT: u16 = 53;
+const STUN_PORT: u16 = 3478;
+const WIREGUARD_PORT: u16 = 51820;
+
+pub(super) fn config(file: &Path, text: &str) -> Result<Config> {
+    let base = file.parent().unwrap_or(Path::new(""));
+    let mut warnings = Warnings { base, found: vec![] };
+    let mut root = Document { file, text }.root()?;
+    let node = node(root.section("node")?, base)?;
+    let interface = interface(root.section("interface")?)?;
+    let zone = root.take("zone").map(|item| zone(item.section()?, &mut warnings)).transpose()?;
+    let mdns = mdns(root.section("mdns")?)?;
+    let stun_servers = stun(root.section("stun")?)?;
+    let relay = relay(root.section("relay")?, &mut warnings)?;
+    let control_socket = control(root.section("control")?, base, &interface.name)?;
+    let trust = network(root.section("network")?, zone.is_some(), &mut warnings)?;
+    let peers = peers(root.take("peer"), &interface.routes, &mut warnings)?;
+    if zone.is_none() && peers.is_empty() {
+        return Err(root.missing("zone", "a [zone] with the mesh's name, or at least one [[peer]]"));
+    }
+    root.finish()?;
+    Ok(Config {
+        file: file.to_owned(),
+        node,
+        interface,
+        zone,
+        mdns,
+        stun_servers,
+        relay,
+        control_socket,
+        trust,
+        peers,
+        warnings: warnings.found,
+    })
+}
+
+fn node(mut section: Section<'_>, base: &Path) -> Result<NodeConfig> {
+    let expected = "a name of 1 to 63 bytes without control characters";
+    let fits =
+        |name: &str| (1..=MAX_NAME).contains(&name.len()) && !name.chars().any(char::is_control);
+    let name = match section.take("name") {
+        Some(item) => {
+            let name = item.text(expected)?;
+            if !fits(name) {
+                return Err(item.wrong(expected));
+            }
+            name.to_owned()
+        }
+        None => {
+            let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+            if !fits(&host) {
+                let expected = format!("{expected}, since the host name {host:?} is none");
+                return Err(section.missing("name", &expected));
+            }
+            host
+        }
+    };
+    let state_dir = match section.take("state_dir") {
+        Some(item) => path(&item, base)?,
+        None => PathBuf::from("/var/lib/zonemesh"),
+    };
+    section.finish()?;
+    Ok(NodeConfig { name, state_dir })
+}
+
+fn interface(mut section: Section<'_>) -> Result<InterfaceConfig> {
+    let name = match section.take("name") {
+        Some(item) => interface_name(&item)?,
+        None => "zm0".to_owned(),
+    };
+    let listen_port = match section.take("listen_port") {
+        Some(item) => item.integer(0..=u16::MAX)?,
+        None => WIREGUARD_PORT,
+    };
+    let mtu = section.take("mtu").map(|item| item.integer(MTU)).transpose()?;
+    let addresses = match section.take("addresses") {
+        Some(item) => unique(item, "addresses", MAX_ADDRESSES, interface_address)?,
+        None => vec![],
+    };
+    let routes = match section.take("routes") {
+        Some(item) => unique(item, "routes", MAX_ROUTES, route)?,
+        None => vec![],
+    };
+    section.finish()?;
+    Ok(InterfaceConfig { name, listen_port, mtu, addresses, routes })
+}
+
+fn zone(mut section: Section<'_>, warnings: &mut Warnings<'_>) -> Result<ZoneConfig> {
+    let expected = "the name of a DNS zone, such as \"mesh.example\"";
+    let item = section.need("name", expected)?;
+    let name = item
+        .text(expected)?
+        .parse()
+        .map_err(|error| item.error(format!("{error}; expected {expected}")))?;
+    let server = section.take("server").map(|item| server(&item, DNS_PORT)).transpose()?;
+    let tsig = section.take("tsig").map(|item| tsig(item.section()?, warnings)).transpose()?;
+    section.finish()?;
+    Ok(ZoneConfig { name, server, tsig })
+}
+
+fn tsig(mut section: Section<'_>, warnings: &mut Warnings<'_>) -> Result<TsigConfig> {
+    let expected = "the key's name as the zone's server knows it, such as \"mesh-key\"";
+    let item = section.need("name", expected)?;
+    let name = item.text(expected)?.to_owned();
+    // A key's name is a domain name (RFC 8945 §4.2), and the zone's parser knows those.
+    if name.parse::<zonemesh_discovery::advert::Zone>().is_err() {
+        return Err(item.wrong(expected));
+    }
+    let algorithm = match section.take("algorithm") {
+        Some(item) => tsig_algorithm(&item)?,
+        None => TsigAlgorithm::HmacSha256,
+    };
+    let item = section.need("secret_file", "the file that holds the key's secret in Base64")?;
+    let secret = warnings.secret(&item)?;
+    if BASE64.decode(secret.expose().as_bytes()).is_err() {
+        return Err(item.error(
+            "what the file holds is not Base64; expected the key's secret alone, as \
+             `tsig-keygen` prints it between the quotes",
+        ));
+    }
+    section.finish()?;
+    Ok(TsigConfig { name, algorithm, secret })
+}
+
+fn tsig_algorithm(item: &Item<'_>) -> Result<TsigAlgorithm> {
+    let expected = "\"hmac-sha256\", \"hmac-sha384\" or \"hmac-sha512\"";
+    let text = item.text(expected)?;
+    [TsigAlgorithm::HmacSha256, TsigAlgorithm::HmacSha384, TsigAlgorithm::HmacSha512]
+        .into_iter()
+        .find(|algorithm| algorithm.name().eq_ignore_ascii_case(text))
+        .ok_or_else(|| item.wrong(expected))
+}
+
+fn mdns(mut section: Section<'_>) -> Result<MdnsConfig> {
+    let enabled = section.take("enabled").map_or(Ok(true), |item| item.boolean())?;
+    let interfaces = match section.take("interfaces") {
+        Some(item) => unique(item, "interfaces", usize::MAX, interface_name)?,
+        None => vec![],
+    };
+    section.finish()?;
+    Ok(MdnsConfig { enabled, interfaces })
+}
+
+fn stun(mut section: Section<'_>) -> Result<Vec<SocketAddr>> {
+    let servers = match section.take("servers") {
+        Some(item) => unique(item, "STUN servers", usize::MAX, |item| server(item, STUN_PORT))?,
+        None => vec![],
+    };
+    section.finish()?;
+    Ok(servers)
+}
+
+fn relay(mut section: Section<'_>, warnings: &mut Warnings<'_>) -> Result<RelayConfig> {
+    let servers = match section.take("servers") {
+        Some(item) => unique(item, "relays", usize::MAX, |item| {
+            item.parse("a TURN URI (RFC 7065), such as \"turn:198.51.100.10:3478?transport=udp\"")
+        })?,
+        None => vec![],
+    };
+    let username_secret =
+        section.take("username_secret_file").map(|item| warnings.secret(&item)).transpose()?;
+    section.finish()?;
+    if !servers.is_empty() {
+        warnings.add("relay.servers: this version does not use relays yet");
+    }
+    Ok(RelayConfig { servers, username_secret })
+}
+
+fn control(mut section: Section<'_>, base: &Path, interface: &str) -> Result<PathBuf> {
+    let socket = match section.take("socket") {
+        Some(item) => {
+            let socket = path(&item, base)?;
+            if socket.as_os_str().len() > MAX_SOCKET_PATH {
+                let expected = format!("a path of at most {MAX_SOCKET_PATH} bytes");
+                return Err(item.error(format!("too long for a socket; expected {expected}")));
+            }
+            socket
+        }
+        None => Path::new(SOCKET_DIR).join(format!("{interface}.sock")),
+    };
+    section.finish()?;
+    Ok(socket)
+}
+
+fn network(mut section: Section<'_>, in_zone: bool, warnings: &mut Warnings<'_>) -> Result<Trust> {
+    let keys = section.take("keys");
+    let expected = "\"zone\" or \"listed\"";
+    let listed = match section.take("trust") {
+        None => false,
+        Some(item) => match item.text(expected)? {
+            "zone" => false,
+            "listed" => true,
+            "members" => {
+                return Err(item.error(format!("\"members\" is not available yet; use {expected}")));
+            }
+            _ => return Err(item.wrong(expected)),
+        },
+    };
+    if let Some(item) = section.take("token_file") {
+        return Err(item.error("tokens are not available yet; remove this key"));
+    }
+    section.finish()?;
+    if listed {
+        let keys = keys
+            .map(|item| unique(item, "keys", usize::MAX, public_key))
+            .transpose()?
+            .unwrap_or_default();
+        if keys.is_empty() {
+            warnings.add("network.trust = \"listed\" with no network.keys: no advert counts");
+        }
+        return Ok(Trust::Listed(keys.into_iter().collect::<BTreeSet<_>>()));
+    }
+    if let Some(item) = keys {
+        let error = item.error("counts only with trust = \"listed\"; set that or remove the keys");
+        // An empty list says nothing that could be misunderstood.
+        if !item.list("a list of public keys")?.is_empty() {
+            return Err(error);
+        }
+    }
+    if in_zone {
+        warnings.add(
+            "network.trust = \"zone\": whoever can write to the zone can join the mesh and \
+             claim prefixes",
+        );
+    }
+    Ok(Trust::Zone)
+}
+
+fn peers(
+    item: Option<Item<'_>>,
+    own_routes: &[IpNet],
+    warnings: &mut Warnings<'_>,
+) -> Result<Vec<PeerConfig>> {
+    let Some(item) = item else { return Ok(vec![]) };
+    let mut taken: HashMap<IpNet, String> = own_routes
+        .iter()
+        .map(|route| (*route, "this node's own interface.routes".to_owned()))
+        .collect();
+    let mut keys = HashMap::new();
+    let mut peers = Vec::new();
+    for (index, item) in item.list("a list of [[peer]] sections")?.into_iter().enumerate() {
+        let peer = peer(item.section()?, index, &mut keys, &mut taken, warnings)?;
+        if let Some(endpoint) = peer.endpoint
+            && peer.routes.iter().any(|route| route.contains(&endpoint.ip()))
+        {
+            warnings.add(format!(
+                "peer[{index}]: its endpoint {endpoint} lies in its own routes: unless another \
+                 route is more specific, its packets go into the tunnel that they carry"
+            ));
+        }
+        peers.push(peer);
+    }
+    Ok(peers)
+}
+
+fn peer(
+    mut section: Section<'_>,
+    index: usize,
+    keys: &mut HashMap<PublicKey, usize>,
+    taken: &mut HashMap<IpNet, String>,
+    warnings: &mut Warnings<'_>,
+) -> Result<PeerConfig> {
+    let item = section.need("public_key", KEY)?;
+    let public_key = public_key(&item)?;
+    if let Some(first) = keys.insert(public_key, index) {
+        return Err(item.error(format!("the same key as peer[{first}]; each peer has its own")));
+    }
+    let endpoint = section.take("endpoint").map(|item| endpoint(&item)).transpose()?;
+    let routes = match section.take("routes") {
+        None => vec![],
+        Some(item) => unique(item, "routes", usize::MAX, |item| {
+            let route = route(item)?;
+            match taken.insert(route, format!("peer[{index}].routes")) {
+                // The same list twice: `unique` has the better words.
+                Some(owner) if owner != format!("peer[{index}].routes") => {
+                    Err(item.error(format!("{route} is already in {owner}")))
+                }
+                _ => Ok(route),
+            }
+        })?,
+    };
+    let preshared_key = section
+        .take("preshared_key_file")
+        .map(|item| {
+            let text = warnings.secret(&item)?;
+            key_bytes(text.expose()).map(Secret::new).ok_or_else(|| {
+                item.error("what the file holds is not 32 bytes in Base64, as `wg genpsk` prints")
+            })
+        })
+        .transpose()?;
+    let keepalive = section
+        .take("keepalive")
+        .map(|item| item.integer(0..=u16::MAX))
+        .transpose()?
+        .filter(|seconds| *seconds != 0);
+    section.finish()?;
+    Ok(PeerConfig { public_key, endpoint, routes, preshared_key, keepalive })
+}
+
+/// The warnings so far, and the folder that paths are relative to.
+struct Warnings<'a> {
+    base: &'a Path,
+    found: Vec<String>,
+}
+
+impl Warnings<'_> {
+    fn add(&mut self, warning: impl Into<String>) {
+        self.found.push(warning.into());
+    }
+
+    /// Reads the secret file that an item names.
+    fn secret(&mut self, item: &Item<'_>) -> Result<Secret<String>> {
+        let path = path(item, self.base)?;
+        let file = SecretFile::read(&path)
+            .map_err(|error| item.error(format!("cannot read {}: {error}", path.display())))?;
+        if file.world_readable {
+            self.add(format!(
+                "{} can be read by everybody on this machine: chmod 600 it",
+                path.display()
+            ));
+        }
+        Ok(file.text)
+    }
+}
+
+const KEY: &str = "a public key: 32 bytes in Base64, as `wg pubkey` prints";
+
+fn public_key(item: &Item<'_>) -> Result<PublicKey> {
+    let bytes = key_bytes(item.text(KEY)?).ok_or_else(|| item.wrong(KEY))?;
+    if bytes == [0; 32] {
+        return Err(item.wrong(KEY));
+    }
+    Ok(PublicKey::from_bytes(bytes))
+}
+
+fn key_bytes(text: &str) -> Option<[u8; 32]> {
+    BASE64.decode(text.as_bytes()).ok()?.try_into().ok()
+}
+
+fn path(item: &Item<'_>, base: &Path) -> Result<PathBuf> {
+    let expected = "a path";
+    let text = item.text(expected)?;
+    if text.is_empty() || text.contains('\0') {
+        return Err(item.wrong(expected));
+    }
+    Ok(base.join(text))
+}
+
+fn interface_name(item: &Item<'_>) -> Result<String> {
+    let expected = "an interface's name: 1 to 15 bytes of letters, digits, `-`, `_` and `.`";
+    let name = item.text(expected)?;
+    // The kernel allows more; what it allows beyond this breaks scripts and paths.
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let fits = (1..=MAX_INTERFACE_NAME).contains(&name.len()) && name.bytes().all(plain);
+    if !fits || name == "." || name == ".." {
+        return Err(item.wrong(expected));
+    }
+    Ok(name.to_owned())
+}
+
+fn interface_address(item: &Item<'_>) -> Result<IpNet> {
+    let expected = "an address with prefix length, such as \"10.42.1.1/24\"";
+    let address: IpNet = item.parse(expected)?;
+    if !is_unicast(address.addr()) {
+        return Err(item.wrong("a unicast address"));
+    }
+    Ok(address)
+}
+
+fn route(item: &Item<'_>) -> Result<IpNet> {
+    let route: IpNet = item.parse("a network with prefix length, such as \"10.42.1.0/24\"")?;
+    if route.trunc() != route {
+        return Err(item.error(format!("{route} has host bits; the network is {}", route.trunc())));
+    }
+    if route.prefix_len() == 0 {
+        return Err(item.error(
+            "a default route would swallow the tunnels' own packets; expected the networks of \
+             the mesh",
+        ));
+    }
+    if !is_unicast(route.addr()) {
+        return Err(item.wrong("a network of unicast addresses"));
+    }
+    Ok(route)
+}
+
+/// An address with port; a default port fits those who do not name one.
+fn server(item: &Item<'_>, port: u16) -> Result<SocketAddr> {
+    let expected = format!(
+        "an IP address, with port or without (then {port}), such as \"198.51.100.10:{port}\" or \
+         \"[2001:db8::10]:{port}\"; host names are not resolved here"
+    );
+    let text = item.text(&expected)?;
+    let addr = match text.parse::<IpAddr>() {
+        Ok(ip) => SocketAddr::new(ip, port),
+        Err(_) => item.parse(&expected)?,
+    };
+    check_remote(item, addr, &expected)
+}
+
+fn endpoint(item: &Item<'_>) -> Result<SocketAddr> {
+    let expected = "an IP address with port, such as \"198.51.100.7:51820\" or \
+                    \"[2001:db8::7]:51820\"; host names are not resolved here";
+    check_remote(item, item.parse(expected)?, expected)
+}
+
+fn check_remote(item: &Item<'_>, addr: SocketAddr, expected: &str) -> Result<SocketAddr> {
+    if addr.port() == 0 || (!is_unicast(addr.ip()) && !addr.ip().is_loopback()) {
+        return Err(item.wrong(expected));
+    }
+    Ok(addr)
+}
+
+fn is_unicast(ip: IpAddr) -> bool {
+    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    !(ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || broadcast)
+}
+
+/// A list of at most `limit` values, all different.
+fn unique<'a, T: Eq + Hash + Clone>(
+    list: Item<'a>,
+    what: &str,
+    limit: usize,
+    mut read: impl FnMut(&Item<'a>) -> Result<T>,
+) -> Result<Vec<T>> {
+    let mut first = HashMap::new();
+    let mut values = Vec::new();
+    for (index, item) in list.list(&format!("a list of {what}"))?.into_iter().enumerate() {
+        if index == limit {
+            return Err(item.error(format!("too many: at most {limit} {what} are possible")));
+        }
+        let value = read(&item)?;
+        if let Some(first) = first.insert(value.clone(), index) {
+            return Err(item.error(format!("the same as number [{first}] of the list")));
+        }
+        values.push(value);
+    }
+    Ok(values)
+}

@@ -1,0 +1,209 @@
+use std::os::unix::fs::PermissionsExt;
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+
+const EXAMPLE: &str = include_str!("../../docs/zonemesh.example.toml");
+const KEY: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
+
+/// A folder with the secrets that the example names.
+fn folder() -> TempDir {
+    let folder = TempDir::new().expect("a temporary folder");
+    for (name, secret) in [
+        ("tsig.key", "c2VjcmV0IGZvciB0aGUgdGVzdHMgb25seSE="),
+        ("turn.secret", "any text"),
+        ("peer.psk", KEY),
+    ] {
+        let file = folder.path().join(name);
+        fs::write(&file, format!("{secret}\n")).expect("the secret is written");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("its mode is set");
+    }
+    folder
+}
+
+fn parse_in(folder: &TempDir, text: &str) -> Result<Config, ConfigError> {
+    Config::parse(&folder.path().join("zonemesh.toml"), text)
+}
+
+#[test]
+fn the_example_is_a_valid_configuration_and_its_comments_tell_the_defaults() {
+    let folder = folder();
+    let shipped = parse_in(&folder, EXAMPLE).expect("the example parses");
+    assert_eq!(shipped.zone.as_ref().expect("a zone").name.to_string(), "mesh.example.");
+    assert_eq!(shipped.interface.listen_port, 51820);
+    assert_eq!(shipped.control_socket, Path::new("/run/zonemesh/zm0.sock"));
+    assert_eq!(shipped.trust, Trust::Zone);
+    assert!(shipped.peers.is_empty());
+
+    let every_key: String = EXAMPLE
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(key) if key.starts_with(|c: char| c == '[' || c.is_ascii_lowercase()) => key,
+            _ => line,
+        })
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let full = parse_in(&folder, &every_key).expect("the example with every key parses");
+    assert_eq!(full.node.name, "site-a-1");
+    assert_eq!(full.node.state_dir, shipped.node.state_dir);
+    assert_eq!(full.interface, InterfaceConfig { mtu: Some(1420), ..shipped.interface });
+    assert_eq!(full.zone, shipped.zone);
+    assert_eq!(full.mdns.interfaces, ["eth0"]);
+    assert_eq!(full.mdns.enabled, shipped.mdns.enabled);
+    assert_eq!(full.stun_servers.len(), 2);
+    assert_eq!(full.relay.servers[0].to_string(), "turn:198.51.100.10:3478?transport=udp");
+    assert_eq!(full.control_socket, shipped.control_socket);
+    let [peer] = &full.peers[..] else { panic!("one peer: {:?}", full.peers) };
+    assert_eq!(peer.public_key.to_string(), KEY);
+    assert_eq!(peer.endpoint, Some("198.51.100.7:51820".parse().expect("an address")));
+    assert_eq!(peer.keepalive, Some(25));
+    assert!(peer.preshared_key.is_some());
+}
+
+#[test]
+fn secrets_are_read_but_never_shown() {
+    let folder = folder();
+    let config = parse_in(&folder, EXAMPLE).expect("the example parses");
+    let tsig = config.zone.clone().and_then(|zone| zone.tsig).expect("a TSIG key");
+    assert_eq!(tsig.secret.expose(), "c2VjcmV0IGZvciB0aGUgdGVzdHMgb25seSE=");
+    assert!(!format!("{config:?}").contains("c2VjcmV0"));
+}
+
+#[test]
+fn a_secret_that_everybody_can_read_is_a_warning() {
+    let folder = folder();
+    let quiet = parse_in(&folder, EXAMPLE).expect("the example parses");
+    assert!(!quiet.warnings.iter().any(|warning| warning.contains("tsig.key")));
+    fs::set_permissions(folder.path().join("tsig.key"), fs::Permissions::from_mode(0o644))
+        .expect("its mode is set");
+    let warned = parse_in(&folder, EXAMPLE).expect("the example parses");
+    assert!(warned.warnings.iter().any(|warning| warning.contains("tsig.key")));
+}
+
+#[test]
+fn what_is_probably_not_meant_is_a_warning() {
+    let folder = folder();
+    for (text, expected) in [
+        ("[zone]\nname = \"m.example\"", "network.trust = \"zone\""),
+        ("[zone]\nname = \"m.example\"\n[network]\ntrust = \"listed\"", "no advert counts"),
+        ("[zone]\nname = \"m.example\"\n[relay]\nservers = [\"turn:192.0.2.1\"]", "relays"),
+        (
+            "[[peer]]\npublic_key = \"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\"\n\
+             endpoint = \"192.0.2.1:1\"\nroutes = [\"192.0.2.0/24\"]",
+            "lies in its own routes",
+        ),
+    ] {
+        let config = parse_in(&folder, text).expect(text);
+        assert!(
+            config.warnings.iter().any(|warning| warning.contains(expected)),
+            "{text}: {:?}",
+            config.warnings
+        );
+    }
+}
+
+#[test]
+fn static_peers_alone_need_no_zone_and_raise_no_warning() {
+    let config = parse_in(&folder(), &format!("[[peer]]\npublic_key = \"{KEY}\"\nkeepalive = 0"))
+        .expect("a node with a static peer only");
+    assert_eq!(config.zone, None);
+    assert_eq!(config.peers[0].keepalive, None);
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+}
+
+#[test]
+fn a_server_without_port_gets_the_service_s_own() {
+    let text = "[zone]\nname = \"m.example\"\nserver = \"2001:db8::53\"\n\
+                [stun]\nservers = [\"192.0.2.1\", \"[2001:db8::1]:99\"]";
+    let config = parse_in(&folder(), text).expect("a configuration");
+    let server = config.zone.and_then(|zone| zone.server).expect("a server");
+    assert_eq!(server.to_string(), "[2001:db8::53]:53");
+    let stun: Vec<String> = config.stun_servers.iter().map(ToString::to_string).collect();
+    assert_eq!(stun, ["192.0.2.1:3478", "[2001:db8::1]:99"]);
+}
+
+#[test]
+fn a_position_counts_lines_and_characters() {
+    let text = "# größer\n[node]\nname = \"ü\" \n[interface]\n\"ä\" = 1\n";
+    let error = parse_in(&folder(), text).expect_err("an unknown key");
+    assert_eq!((error.position, error.key.as_str()), (Some((5, 1)), "interface.ä"));
+}
+
+/// Pieces of configuration, right and wrong, from which random documents are put
+/// together: far deeper in than random text would ever come.
+fn fragment() -> impl Strategy<Value = String> {
+    let key = prop::sample::select(vec![
+        "node",
+        "interface",
+        "zone",
+        "mdns",
+        "stun",
+        "relay",
+        "control",
+        "network",
+        "peer",
+        "name",
+        "state_dir",
+        "listen_port",
+        "mtu",
+        "addresses",
+        "routes",
+        "server",
+        "tsig",
+        "enabled",
+        "interfaces",
+        "servers",
+        "socket",
+        "trust",
+        "keys",
+        "public_key",
+        "endpoint",
+        "keepalive",
+        "secret_file",
+        "algorithm",
+        "preshared_key_file",
+        "username_secret_file",
+        "token_file",
+    ]);
+    let value = prop_oneof![
+        any::<i64>().prop_map(|number| number.to_string()),
+        any::<f64>().prop_map(|number| format!("{number:?}")),
+        any::<bool>().prop_map(|value| value.to_string()),
+        "\\PC{0,12}".prop_map(|text| format!("{text:?}")),
+        any::<std::net::IpAddr>().prop_map(|ip| format!("\"{ip}\"")),
+        any::<SocketAddr>().prop_map(|addr| format!("\"{addr}\"")),
+        (any::<std::net::IpAddr>(), 0u8..140).prop_map(|(ip, len)| format!("[\"{ip}/{len}\"]")),
+        any::<[u8; 32]>().prop_map(|key| format!("[\"{}\"]", data_encoding::BASE64.encode(&key))),
+        Just(format!("\"{KEY}\"")),
+        Just("[[], {}, [{}], 1979-05-27]".to_owned()),
+        Just("{ name = \"k\", secret_file = \"/dev/null\" }".to_owned()),
+        Just("\"mesh.example\"".to_owned()),
+        Just("\"listed\"".to_owned()),
+    ];
+    (key, value, 0u8..6).prop_map(|(key, value, form)| match form {
+        0 => format!("[{key}]"),
+        1 => format!("[[{key}]]"),
+        2 => "[zone]\nname = \"mesh.example\"".to_owned(),
+        3 => format!("[[peer]]\npublic_key = \"{KEY}\""),
+        _ => format!("{key} = {value}"),
+    })
+}
+
+proptest! {
+    #[test]
+    fn no_document_makes_it_panic(lines in prop::collection::vec(fragment(), 0..12)) {
+        let text = lines.join("\n");
+        if let Err(error) = Config::parse(Path::new("zonemesh.toml"), &text) {
+            let (line, _) = error.position.expect("every error of a text has a position");
+            prop_assert!(line <= text.lines().count().max(1) + 1);
+            prop_assert!(!error.message.is_empty());
+        }
+    }
+
+    #[test]
+    fn no_text_makes_it_panic(text in any::<String>()) {
+        let _ = Config::parse(Path::new("zonemesh.toml"), &text);
+    }
+}

@@ -7,5 +7,6 @@
 pub mod advert;
 pub mod identity;
 pub mod interfaces;
+pub mod mdns;
 pub mod stun;
 pub mod zone;

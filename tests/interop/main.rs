@@ -2,4 +2,5 @@
 //! and the programs that `make test` installs.
 
 mod interfaces;
+mod mdns;
 mod stun;

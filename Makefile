@@ -32,7 +32,7 @@ check: ## formatting, lints, documentation, licences, unused dependencies
 	.ci/install check
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 	cargo deny --locked check bans licenses sources
 	cargo shear
 

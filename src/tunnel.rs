@@ -261,9 +261,10 @@ impl Tunnel {
         Some(&mut out[..length])
     }
 
-    /// Starts a handshake, if none is under way.
+    /// Starts a handshake. One that is under way may still be answered, and this one
+    /// too: boringtun remembers two.
     pub fn initiate<'a>(&mut self, out: &'a mut [u8]) -> Option<&'a mut [u8]> {
-        to_send(self.tunn.format_handshake_initiation(out, false))
+        to_send(self.tunn.format_handshake_initiation(out, true))
     }
 
     /// How long ago the keys in use were agreed on.
@@ -458,6 +459,17 @@ mod tests {
     }
 
     #[test]
+    fn a_second_try_does_not_spoil_the_first() {
+        for answered in [0, 1] {
+            let mut pair = Pair::new([None, None]);
+            let tries =
+                [0, 1].map(|_| pair.ends[0].initiate(&mut [0; 256]).expect("starts").to_vec());
+            let response = pair.handshake(1, &tries[answered]).expect("answers");
+            assert!(pair.handshake(0, &response).is_some(), "try {answered}");
+        }
+    }
+
+    #[test]
     fn the_gate_tells_who_knocks() {
         let mut pair = Pair::new([None, None]);
         let initiation = pair.ends[0].initiate(&mut [0; 256]).expect("starts").to_vec();
@@ -495,8 +507,7 @@ mod tests {
         assert!(cookie.len() < initiation.len(), "no amplified answer");
         assert!(matches!(pair.ends[0].open(&cookie, &mut [0; 256]), Opened::Cookie));
         let mut buffer = [0; 256];
-        let again = pair.ends[0].tunn.format_handshake_initiation(&mut buffer, true);
-        let again = to_send(again).expect("forced");
+        let again = pair.ends[0].initiate(&mut buffer).expect("starts again");
         let examined = pair.keys[1].examine(FROM, again, &mut reply);
         assert!(matches!(examined, Examined::From(_)), "{examined:?}");
     }

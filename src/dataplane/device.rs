@@ -1,27 +1,28 @@
 //! The TUN device: made at start, gone with the process.
 //!
-//! It hands over super-packets of up to 64 KB that the kernel has not cut yet, and
-//! takes such; tun-rs cuts and joins them. Addresses, routes, MTU and the link's
-//! state are not set here: that is the plan's business, by netlink.
+//! Addresses, routes, MTU and the link's state are not set here: that is the plan's
+//! business, by netlink.
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use rustix::io::Errno;
-use tun_rs::{DeviceBuilder, GROTable, IDEAL_BATCH_SIZE, SyncDevice, VIRTIO_NET_HDR_LEN};
+use tun_rs::DeviceBuilder;
 
-use super::StartError;
-
-/// The largest packet, and so the largest buffer a packet needs.
-pub(super) const MAX_PACKET: usize = 65_535;
+use super::{
+    StartError,
+    offload::{Cut, Join, MAX_PACKET, VNET_HEADER},
+};
 
 /// The TUN device of the overlay.
 pub(super) struct Device {
-    device: SyncDevice,
+    file: OwnedFd,
     name: String,
     index: u32,
+    /// Whether it takes UDP super-packets (Linux 6.2).
+    udp: bool,
 }
 
 impl Device {
@@ -45,7 +46,22 @@ impl Device {
             .map_err(failed)?;
         device.set_nonblocking(true).map_err(failed)?;
         let index = device.if_index().map_err(failed)?;
-        Ok(Self { device, name: name.to_owned(), index })
+        let file = device.as_fd().try_clone_to_owned().map_err(failed)?;
+        Ok(Self { file, name: name.to_owned(), index, udp: device.udp_gso() })
+    }
+
+    /// A device, and the end of it that otherwise the kernel has.
+    #[cfg(test)]
+    pub(super) fn pair() -> (Self, OwnedFd) {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+        let (file, end) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::NONBLOCK | SocketFlags::CLOEXEC,
+            None,
+        )
+        .expect("a socket pair");
+        (Self { file, name: "pair".to_owned(), index: 0, udp: true }, end)
     }
 
     /// Its name.
@@ -61,77 +77,71 @@ impl Device {
 
 impl AsFd for Device {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.device.as_fd()
+        self.file.as_fd()
     }
 }
 
-/// Packets from the device, one super-packet cut up at a time.
+/// Packets from the device.
 pub(super) struct Reader {
-    raw: Vec<u8>,
-    packets: Vec<Vec<u8>>,
-    sizes: Vec<usize>,
+    buffer: Vec<u8>,
 }
 
 impl Reader {
     pub(super) fn new() -> Self {
-        Self {
-            raw: vec![0; VIRTIO_NET_HDR_LEN + MAX_PACKET],
-            // Zeroed memory is not touched until a packet needs it.
-            packets: (0..IDEAL_BATCH_SIZE).map(|_| vec![0; MAX_PACKET]).collect(),
-            sizes: vec![0; IDEAL_BATCH_SIZE],
-        }
+        Self { buffer: vec![0; VNET_HEADER + MAX_PACKET] }
     }
 
-    /// Reads once: the packets of one super-packet.
-    pub(super) fn read(&mut self, device: &Device) -> io::Result<impl Iterator<Item = &[u8]>> {
-        let count =
-            device.device.recv_multiple(&mut self.raw, &mut self.packets, &mut self.sizes, 0)?;
-        let packets = self.packets.iter().zip(&self.sizes).take(count);
-        Ok(packets.map(|(packet, size)| &packet[..*size]))
+    /// Reads once: the packets of one super-packet, or `None` where it is not well
+    /// made.
+    pub(super) fn read(&mut self, device: &Device) -> io::Result<Option<Cut<'_>>> {
+        match rustix::io::read(&device.file, &mut self.buffer)? {
+            0 => Err(Errno::BADFD.into()),
+            length => Ok(Cut::new(&mut self.buffer[..length])),
+        }
     }
 }
 
-/// Packets on their way to the device, joined where they belong together.
+/// Packets to the device.
 pub(super) struct Writer {
-    packets: Vec<Vec<u8>>,
-    used: usize,
-    table: GROTable,
+    join: Join,
+    failure: Option<io::Error>,
 }
 
 impl Writer {
-    pub(super) fn new() -> Self {
-        Self { packets: vec![Vec::new(); IDEAL_BATCH_SIZE], used: 0, table: GROTable::new() }
+    pub(super) fn new(device: &Device) -> Self {
+        Self { join: Join::new(device.udp), failure: None }
     }
 
-    /// Room for one packet, filled by `fill`, which says how long it became (none:
-    /// it became nothing).
+    /// Takes one packet, which `fill` writes into a room of `room` bytes; it says how
+    /// long it became, or that it became nothing. `true` beside its result: before the
+    /// next one comes [`Writer::settle`].
     pub(super) fn push<T>(
         &mut self,
         room: usize,
         fill: impl FnOnce(&mut [u8]) -> (Option<usize>, T),
-    ) -> T {
-        let packet = &mut self.packets[self.used];
-        packet.resize(VIRTIO_NET_HDR_LEN + room, 0);
-        let (length, result) = fill(&mut packet[VIRTIO_NET_HDR_LEN..]);
-        if let Some(length) = length {
-            packet.truncate(VIRTIO_NET_HDR_LEN + length);
-            self.used += 1;
-        }
-        result
+    ) -> (T, bool) {
+        self.join.push(room, fill)
     }
 
-    /// Whether it has to be flushed before the next packet.
-    pub(super) fn is_full(&self) -> bool {
-        self.used == self.packets.len()
+    /// Writes out what is complete.
+    pub(super) fn settle(&mut self, device: &Device) {
+        self.join.settle(&mut |whole| write(device, whole, &mut self.failure));
     }
 
-    /// Writes all of it out.
+    /// Writes out what is left, and tells the last failure since the last time.
     pub(super) fn flush(&mut self, device: &Device) -> io::Result<()> {
-        let used = std::mem::take(&mut self.used);
-        if used == 0 {
-            return Ok(());
-        }
-        let packets = &mut self.packets[..used];
-        device.device.send_multiple(&mut self.table, packets, VIRTIO_NET_HDR_LEN).map(drop)
+        self.join.flush(&mut |whole| write(device, whole, &mut self.failure));
+        self.failure.take().map_or(Ok(()), Err)
     }
+}
+
+fn write(device: &Device, whole: &[u8], failure: &mut Option<io::Error>) {
+    if let Err(error) = rustix::io::write(&device.file, whole) {
+        *failure = Some(error.into());
+    }
+}
+
+/// Whether this error means that there is no device any more.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    error.raw_os_error().map(Errno::from_raw_os_error) == Some(Errno::BADFD)
 }

@@ -18,8 +18,8 @@ use quinn_udp::{BATCH_SIZE, RecvMeta};
 use super::{
     Shared, Upcall,
     counters::Drop,
-    device::{MAX_PACKET, Writer},
-    packet,
+    device::{self, Writer},
+    offload::MAX_PACKET,
     peer::Peer,
     snapshot::Snapshot,
     udp::Udp,
@@ -38,7 +38,7 @@ const BUFFERS: usize = if BATCH_SIZE < 16 { BATCH_SIZE } else { 16 };
 /// device's failure.
 pub(super) fn run(shared: &Shared) -> io::Result<()> {
     let mut buffers = vec![vec![0; MAX_PACKET]; BUFFERS];
-    let mut inbound = Inbound::new();
+    let mut inbound = Inbound::new(shared);
     let sockets: Vec<&Udp> =
         std::iter::once(&shared.sockets.v4).chain(&shared.sockets.v6).collect();
     let sources: Vec<_> = sockets.iter().map(|udp| *udp as &dyn std::os::fd::AsFd).collect();
@@ -61,7 +61,7 @@ pub(super) fn run(shared: &Shared) -> io::Result<()> {
             };
             let snapshot = shared.snapshot.load();
             for (meta, buffer) in metas.iter().zip(&buffers).take(count) {
-                inbound.handle(shared, &snapshot, meta, &buffer[..meta.len])?;
+                inbound.handle(shared, &snapshot, meta, &buffer[..meta.len]);
             }
             inbound.flush(shared)?;
         }
@@ -69,7 +69,7 @@ pub(super) fn run(shared: &Shared) -> io::Result<()> {
 }
 
 /// What came in and is on its way to the TUN device.
-pub(super) struct Inbound {
+struct Inbound {
     writer: Writer,
     /// For what goes back to the sender.
     reply: [u8; HANDSHAKE_MAX],
@@ -78,21 +78,16 @@ pub(super) struct Inbound {
 }
 
 impl Inbound {
-    pub(super) fn new() -> Self {
-        Self { writer: Writer::new(), reply: [0; HANDSHAKE_MAX], scratch: vec![0; 2 * MAX_PACKET] }
+    fn new(shared: &Shared) -> Self {
+        Self {
+            writer: Writer::new(&shared.device),
+            reply: [0; HANDSHAKE_MAX],
+            scratch: vec![0; 2 * MAX_PACKET],
+        }
     }
 
     /// Handles the datagrams in `bytes`, all of one source.
-    ///
-    /// # Errors
-    /// When the TUN device is gone.
-    pub(super) fn handle(
-        &mut self,
-        shared: &Shared,
-        snapshot: &Snapshot,
-        meta: &RecvMeta,
-        bytes: &[u8],
-    ) -> io::Result<()> {
+    fn handle(&mut self, shared: &Shared, snapshot: &Snapshot, meta: &RecvMeta, bytes: &[u8]) {
         let mut datagrams = bytes.chunks(meta.stride.max(1)).peekable();
         while let Some(datagram) = datagrams.next() {
             match demux::name(datagram) {
@@ -105,7 +100,7 @@ impl Inbound {
                     let run = std::iter::from_fn(|| datagrams.next_if(same));
                     let run = std::iter::once(datagram).chain(run);
                     match snapshot.by_index(index) {
-                        Some(peer) => self.open_run(shared, snapshot, peer, meta.addr, run)?,
+                        Some(peer) => self.open_run(shared, snapshot, peer, meta.addr, run),
                         None => shared.counters.add(Drop::NoSession, run.count() as u64),
                     }
                 }
@@ -118,16 +113,15 @@ impl Inbound {
                 Kind::Junk => shared.counters.count(Drop::Junk),
             }
         }
-        Ok(())
     }
 
     /// Writes out what is still here.
     ///
     /// # Errors
     /// When the TUN device is gone.
-    pub(super) fn flush(&mut self, shared: &Shared) -> io::Result<()> {
+    fn flush(&mut self, shared: &Shared) -> io::Result<()> {
         match self.writer.flush(&shared.device) {
-            Err(error) if packet::is_device_gone(&error) => Err(error),
+            Err(error) if device::is_gone(&error) => Err(error),
             Err(error) => {
                 // As a rule EIO: the link is down.
                 tracing::trace!(%error, "the TUN device refused a packet");
@@ -146,36 +140,21 @@ impl Inbound {
         peer: &Arc<Peer>,
         from: SocketAddr,
         run: impl Iterator<Item = &'d [u8]>,
-    ) -> io::Result<()> {
+    ) {
         let mut received = 0;
         // Of one flow as a rule: the routes are asked once.
         let mut allowed: Option<IpAddr> = None;
         let mut tunnel = peer.tunnel.lock();
         for message in run {
-            if self.writer.is_full() {
-                MutexGuard::unlocked(&mut tunnel, || self.flush(shared))?;
-            }
-            let authentic = self.writer.push(message.len().max(HANDSHAKE_MAX), |room| match tunnel
-                .open(message, room)
-            {
-                Opened::Packet(packet, source) => {
-                    if allowed != Some(source) {
-                        let owner = snapshot.route(source);
-                        if !owner.is_some_and(|owner| Arc::ptr_eq(owner, peer)) {
-                            shared.counters.count(Drop::ForeignSource);
-                            return (None, true);
-                        }
-                        allowed = Some(source);
-                    }
-                    (Some(packet.len()), true)
-                }
-                Opened::Keepalive => (None, true),
-                Opened::Handshake(_) | Opened::Cookie => (None, false),
-                Opened::Rejected(rejection) => {
-                    shared.counters.count(rejection.into());
-                    (None, false)
-                }
+            let room = message.len().max(HANDSHAKE_MAX);
+            let (authentic, settle) = self.writer.push(room, |room| {
+                let opened = tunnel.open(message, room);
+                check(shared, snapshot, peer, opened, &mut allowed)
             });
+            if settle {
+                // The kernel may take its time with a whole super-packet.
+                MutexGuard::unlocked(&mut tunnel, || self.writer.settle(&shared.device));
+            }
             if authentic {
                 received += message.len();
             }
@@ -187,7 +166,6 @@ impl Inbound {
             drop(tunnel);
             self.note_received(shared, peer, from, received);
         }
-        Ok(())
     }
 
     /// Handles a handshake message or a cookie reply.
@@ -236,6 +214,36 @@ impl Inbound {
     fn note_received(&self, shared: &Shared, peer: &Peer, from: SocketAddr, bytes: usize) {
         if peer.note_received(from, bytes) {
             shared.tell(Upcall::SourceChanged { peer: peer.key, from });
+        }
+    }
+}
+
+/// What of an opened message goes to the device (its length), and whether the peer
+/// sent it. `allowed` is a source that was found to be the peer's.
+fn check(
+    shared: &Shared,
+    snapshot: &Snapshot,
+    peer: &Arc<Peer>,
+    opened: Opened<'_>,
+    allowed: &mut Option<IpAddr>,
+) -> (Option<usize>, bool) {
+    match opened {
+        Opened::Packet(packet, source) => {
+            if *allowed != Some(source) {
+                let owner = snapshot.route(source);
+                if !owner.is_some_and(|owner| Arc::ptr_eq(owner, peer)) {
+                    shared.counters.count(Drop::ForeignSource);
+                    return (None, true);
+                }
+                *allowed = Some(source);
+            }
+            (Some(packet.len()), true)
+        }
+        Opened::Keepalive => (None, true),
+        Opened::Handshake(_) | Opened::Cookie => (None, false),
+        Opened::Rejected(rejection) => {
+            shared.counters.count(rejection.into());
+            (None, false)
         }
     }
 }

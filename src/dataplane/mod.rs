@@ -14,10 +14,13 @@
 mod counters;
 mod device;
 mod inbound;
+mod offload;
 mod outbound;
 mod packet;
 mod peer;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 mod udp;
 mod wait;
 
@@ -185,11 +188,18 @@ impl DataPlane {
     /// # Errors
     /// [`StartError`], which says what to do.
     pub fn start(config: &Config) -> Result<(Self, mpsc::Receiver<Upcall>), StartError> {
+        Self::with_device(config, Device::open(&config.interface)?)
+    }
+
+    fn with_device(
+        config: &Config,
+        device: Device,
+    ) -> Result<(Self, mpsc::Receiver<Upcall>), StartError> {
         let (upcalls, receiver) = mpsc::channel(UPCALLS);
         let shared = Arc::new(Shared {
             key: LocalKey::new(config.private_key),
             sockets: Sockets::open(config.listen_port)?,
-            device: Device::open(&config.interface)?,
+            device,
             snapshot: ArcSwap::default(),
             upcalls,
             counters: Counters::default(),
@@ -245,8 +255,10 @@ impl DataPlane {
         true
     }
 
-    /// Starts a handshake with a peer that has a path, unless one is under way.
-    /// `false` where there is no such peer or no path.
+    /// Sends a handshake initiation to a peer that has a path, also where one is under
+    /// way: by itself a session tries again after five seconds only, and the control
+    /// plane may know that the path works since a moment ago. `false` where there is
+    /// no such peer or no path.
     pub fn initiate(&self, peer: &PublicKey) -> bool {
         self.shared.snapshot.load().by_key(peer).is_some_and(|peer| self.shared.initiate(peer))
     }
@@ -338,7 +350,7 @@ impl Shared {
         }
     }
 
-    /// Starts a handshake, if there is a path and none is under way.
+    /// Starts a handshake, if there is a path.
     fn initiate(&self, peer: &Peer) -> bool {
         let Some(path) = peer.path() else { return false };
         let mut buffer = [0; HANDSHAKE_MAX];

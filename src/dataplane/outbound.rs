@@ -1,9 +1,9 @@
 //! Out: from the TUN device to the network.
 //!
-//! One read gives the packets of one super-packet, as a rule of one flow. Each run
-//! of packets for one peer is sealed under one lock, side by side into one buffer;
-//! as many of one size as follow each other go to the kernel as one datagram of
-//! segments, the last of which may be shorter.
+//! One read gives the packets of one super-packet, all of one flow. They are sealed
+//! under one lock, side by side into one buffer; as many of one size as follow each
+//! other, also over several reads, go to the kernel as one datagram of segments, the
+//! last of which may be shorter.
 
 use std::{
     io,
@@ -16,8 +16,8 @@ use rustix::event::PollFlags;
 use super::{
     Shared, Upcall,
     counters::Drop,
-    device::Reader,
-    packet,
+    device::{self, Reader},
+    offload::Cut,
     peer::Peer,
     snapshot::Snapshot,
     udp::MAX_CONTENTS,
@@ -46,12 +46,13 @@ pub(super) fn run(shared: &Shared) -> io::Result<()> {
         let snapshot = shared.snapshot.load();
         for _ in 0..READS {
             match reader.read(&shared.device) {
-                Ok(packets) => send_packets(shared, &snapshot, packets, &mut sender),
+                Ok(Some(packets)) => send_packets(shared, &snapshot, packets, &mut sender),
+                Ok(None) => shared.counters.count(Drop::Malformed),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if packet::is_device_gone(&error) => return Err(error),
+                Err(error) if device::is_gone(&error) => return Err(error),
                 Err(error) => {
-                    tracing::debug!(%error, "a packet from the TUN device could not be cut up");
-                    shared.counters.count(Drop::Malformed);
+                    tracing::debug!(%error, "cannot read from the TUN device");
+                    break;
                 }
             }
         }
@@ -59,40 +60,23 @@ pub(super) fn run(shared: &Shared) -> io::Result<()> {
     }
 }
 
-/// Sends the packets of one read to the peers that they are for.
-fn send_packets<'p>(
-    shared: &Shared,
-    snapshot: &Snapshot,
-    packets: impl Iterator<Item = &'p [u8]>,
-    sender: &mut Sender,
-) {
-    let mut packets = packets.peekable();
-    while let Some(first) = packets.next() {
-        let Some(destination) = packet::destination(first) else {
-            shared.counters.count(Drop::Malformed);
-            continue;
-        };
-        let Some(peer) = snapshot.route(destination) else {
-            shared.counters.count(Drop::NoRoute);
-            continue;
-        };
-        // Packets of one destination follow each other: one look-up and one lock
-        // for all of them.
-        let same = |next: &&[u8]| packet::destination(next) == Some(destination);
-        let run = std::iter::once(first).chain(std::iter::from_fn(|| packets.next_if(same)));
-        let Some(path) = peer.path() else {
-            shared.counters.add(Drop::NoPath, run.count() as u64);
-            if peer.wishes_path() {
-                shared.tell(Upcall::NoPath { peer: peer.key });
-            }
-            continue;
-        };
-        let mut tunnel = peer.tunnel.lock();
-        for packet in run {
-            let room = sender.room(shared, peer, path, packet.len() + OVERHEAD);
-            let length = tunnel.seal(packet, room).map_or(0, |message| message.len());
-            sender.push(length);
+/// Sends the packets of one read to the peer that they are for.
+fn send_packets(shared: &Shared, snapshot: &Snapshot, mut packets: Cut<'_>, sender: &mut Sender) {
+    let Some(peer) = snapshot.route(packets.destination()) else {
+        return shared.counters.add(Drop::NoRoute, packets.remaining() as u64);
+    };
+    let Some(path) = peer.path() else {
+        shared.counters.add(Drop::NoPath, packets.remaining() as u64);
+        if peer.wishes_path() {
+            shared.tell(Upcall::NoPath { peer: peer.key });
         }
+        return;
+    };
+    let mut tunnel = peer.tunnel.lock();
+    while let Some(packet) = packets.next() {
+        let room = sender.room(shared, peer, path, packet.len() + OVERHEAD);
+        let length = tunnel.seal(packet, room).map_or(0, |message| message.len());
+        sender.push(length);
     }
 }
 

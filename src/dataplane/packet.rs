@@ -1,8 +1,6 @@
 //! The little that the data plane reads of an IP packet.
 
-use std::{io, net::IpAddr};
-
-use rustix::io::Errno;
+use std::net::IpAddr;
 
 /// The destination address of an IP packet.
 pub(super) fn destination(packet: &[u8]) -> Option<IpAddr> {
@@ -19,11 +17,6 @@ where
 {
     let address: [u8; N] = packet.get(..header)?.get(at..at + N)?.try_into().ok()?;
     Some(address.into())
-}
-
-/// Whether this error of the TUN device means that there is no device any more.
-pub(super) fn is_device_gone(error: &io::Error) -> bool {
-    error.raw_os_error().map(Errno::from_raw_os_error) == Some(Errno::BADFD)
 }
 
 #[cfg(test)]

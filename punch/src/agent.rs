@@ -71,17 +71,17 @@ const CHALLENGE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often a pair is learned from a check, once there are many: a NAT gives few
 /// new addresses, and two that never agree on one give new ones for ever.
-const LEARN_INTERVAL: Duration = Duration::from_secs(5);
+const LEARN_INTERVAL: Duration = Duration::from_secs(15);
 const LEARN_BURST: u32 = 8;
 
 /// How long an answer is still taken for one (a minute-long queue is no path).
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// How often a sign of life from the peer restarts fast probing of all pairs.
-const WAKE_INTERVAL: Duration = Duration::from_secs(30);
+const WAKE_INTERVAL: Duration = Duration::from_secs(120);
 
 /// A learned pair that never answers is forgotten.
-const LEARNED_FOR: Duration = Duration::from_secs(60);
+const LEARNED_FOR: Duration = Duration::from_secs(30);
 
 /// Data within this makes the selected pair an active one.
 const ACTIVE_FOR: Duration = Duration::from_secs(10);
@@ -292,7 +292,7 @@ impl Agent {
     pub fn note_data_sent(&mut self, now: Instant) {
         self.last_data = Some(now);
         if let Some(pair) = self.selected.and_then(|remote| self.pair_mut(remote)) {
-            pair.hasten();
+            pair.hasten(now);
         }
     }
 
@@ -302,9 +302,6 @@ impl Agent {
         if let Some(pair) = self.pair_mut(canonical(from)) {
             pair.last_data = Some(now);
             pair.suspect_until = None;
-        }
-        if let Some(pair) = self.selected.and_then(|remote| self.pair_mut(remote)) {
-            pair.hasten();
         }
     }
 
@@ -433,7 +430,11 @@ impl Agent {
             return Err(CheckError::Elsewhere);
         }
         let sent = self.in_flight.remove(index).map_or(now, |sent| sent.at);
-        self.replay.learn(answer.clock_ms, now);
+        if self.replay.learn(answer.clock_ms, now)
+            && let Some((_, clock_ms)) = &mut self.nominated
+        {
+            *clock_ms = 0;
+        }
         let Some(pair) = self.pair_mut(from) else { return Ok(()) };
         pair.answered(sent, answer.mapped, now);
         self.note_gain(from, now);

@@ -16,7 +16,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::candidate::{Candidate, CandidateKind};
+use crate::{
+    budget::Budget,
+    candidate::{Candidate, CandidateKind},
+};
 
 /// Fast probing: a hole is open within this of both sides knowing each other. Twice
 /// as fast as RFC 8445 §14.3's 500 ms, because checks through a NAT that is not yet
@@ -39,15 +42,18 @@ const PATIENT: Duration = Duration::from_secs(20);
 const UNWANTED: Duration = Duration::from_secs(60);
 const UNWANTED_TRIES: u32 = 3;
 
-/// A check of the peer's makes probing fast again no more often than this, and a
-/// check the other way once this many are unanswered no more often than [`FAST`]: two
-/// NATs that both map anew for each destination make each check come from yet another
-/// address, and an answer to each would chase the next for ever.
-const RESTART: Duration = Duration::from_secs(30);
-const TRIGGERS: u32 = 8;
+/// How often a check of the peer's triggers one the other way. Two NATs that both map
+/// anew for each destination make each check come from yet another address, and
+/// without a bound each answer would chase the next for ever.
+const TRIGGER_INTERVAL: Duration = Duration::from_secs(5);
+const TRIGGER_BURST: u32 = 8;
 
 /// The pair in use while data flows (RFC 7675 §5.1's consent interval).
 const ACTIVE: Duration = Duration::from_secs(5);
+
+/// The same while data goes out and none comes back: a dead path is left within
+/// 5 s, early enough that a TCP connection over it hardly stalls.
+const MUTE: Duration = Duration::from_secs(2);
 
 /// The pair in use while none does, and the best spares: see [`PATIENT`].
 const IDLE: Duration = Duration::from_secs(20);
@@ -128,6 +134,7 @@ pub(crate) struct Pair {
     /// Which address of ours the peer saw last.
     pub(crate) own: Option<SocketAddr>,
     pub(crate) suspect_until: Option<Instant>,
+    triggers: Budget,
     pub(crate) last_sent: Option<Instant>,
     pub(crate) last_answer: Option<Instant>,
     /// When a check of the peer came from there.
@@ -155,6 +162,7 @@ impl Pair {
             urgent: false,
             own: None,
             suspect_until: None,
+            triggers: Budget::new(TRIGGER_INTERVAL, TRIGGER_BURST, now),
             last_sent: None,
             last_answer: None,
             last_heard: None,
@@ -220,13 +228,7 @@ impl Pair {
     /// one of ours goes back unless the pair is known to work (RFC 8445 §7.3.1.4).
     pub(crate) fn heard(&mut self, now: Instant) {
         self.last_heard = Some(now);
-        let State::Probing { since, sent } = self.state else { return };
-        if sent > 0 && now >= since + RESTART {
-            self.restart(now);
-        }
-        let calm =
-            self.unanswered() >= TRIGGERS && self.last_sent.is_some_and(|at| now < at + FAST);
-        if !calm {
+        if !self.is_valid() && self.triggers.take(now) {
             self.urgent = true;
             self.due = now;
         }
@@ -239,7 +241,8 @@ impl Pair {
         let wait = match &mut self.state {
             State::Probing { since, sent } => {
                 *sent += 1;
-                spread(probing_interval(now - *since, *sent, usage), jitter)
+                let elapsed = now.saturating_duration_since(*since);
+                spread(probing_interval(elapsed, *sent, self.listed, usage), jitter)
             }
             State::Valid { rtt, unanswered } => {
                 *unanswered += 1;
@@ -273,11 +276,14 @@ impl Pair {
         self.due = now + spread(interval, jitter);
     }
 
-    /// Data flows on it: it need not wait as long as an idle one.
-    pub(crate) fn hasten(&mut self) {
+    /// Data goes out on it: it is looked at more often than an idle one, and more
+    /// often still while nothing comes back.
+    pub(crate) fn hasten(&mut self, now: Instant) {
+        let echoes = self.last_data.is_some_and(|at| now < at + MUTE);
+        let interval = if echoes { ACTIVE } else { MUTE };
         if let (State::Valid { unanswered: 0, .. }, Some(answer)) = (&self.state, self.last_answer)
         {
-            self.due = self.due.min(answer + ACTIVE);
+            self.due = self.due.min(answer + interval);
         }
     }
 }
@@ -287,8 +293,11 @@ fn spread(interval: Duration, jitter: f64) -> Duration {
     interval.mul_f64(1.0 - jitter / 4.0)
 }
 
-fn probing_interval(elapsed: Duration, sent: u32, usage: Use) -> Duration {
-    if usage == Use::Unwanted && sent >= UNWANTED_TRIES {
+fn probing_interval(elapsed: Duration, sent: u32, listed: bool, usage: Use) -> Duration {
+    if !listed {
+        // The peer's checks from there trigger ours; more of them hold nothing open.
+        if elapsed < FAST_FOR { BRISK } else { SLOW }
+    } else if usage == Use::Unwanted && sent >= UNWANTED_TRIES {
         UNWANTED
     } else if elapsed < FAST_FOR {
         FAST

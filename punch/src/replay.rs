@@ -88,15 +88,18 @@ impl Replay {
         Ok(())
     }
 
-    /// Learns the peer's clock from a verified answer to a check of our own.
-    pub(crate) fn learn(&mut self, clock_ms: u64, now: Instant) {
+    /// Learns the peer's clock from a verified answer to a check of our own; tells
+    /// whether it has stepped, so that times of before mean nothing any more.
+    pub(crate) fn learn(&mut self, clock_ms: u64, now: Instant) -> bool {
         let shown = self.reference.as_ref().map(|reference| reference.shown(now));
-        if shown.is_some_and(|shown| shown.abs_diff(clock_ms) > millis(WINDOW)) {
+        let stepped = shown.is_some_and(|shown| shown.abs_diff(clock_ms) > millis(WINDOW));
+        if stepped {
             // Another timeline begins: nothing from before this answer counts in it.
             self.seen.clear();
             self.floor_ms = clock_ms;
         }
         self.reference = Some(Reference { clock_ms, at: now, proven: true });
+        stepped
     }
 }
 

@@ -20,6 +20,8 @@ use zonemesh_punch::{Agent, Candidate, CandidateKind, CheckError, CheckKeys, Eve
 /// The UDP port of every host.
 pub(crate) const PORT: u16 = 51820;
 
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
+
 /// The Internet.
 pub(crate) const INTERNET: Segment = Segment(0);
 
@@ -223,6 +225,19 @@ impl World {
         self.gateway(outside, None, Behaviour::port_restricted())
     }
 
+    /// What a home router is: a NAT for IPv4 beside a firewall for IPv6.
+    pub(crate) fn dual(
+        &mut self,
+        outside: Segment,
+        ip: &str,
+        behaviour: Behaviour,
+    ) -> (GatewayId, Segment) {
+        let (nat, inside) = self.nat(outside, ip, behaviour);
+        self.firewall(outside);
+        self.gateways.last_mut().expect("just made").inside = inside;
+        (nat, inside)
+    }
+
     fn gateway(
         &mut self,
         outside: Segment,
@@ -314,7 +329,7 @@ impl World {
             candidates.push(Candidate { kind: CandidateKind::Host, addr });
             if ip.is_ipv4() {
                 let (mut addr, mut segment) = (addr, self.hosts[host.0].segment);
-                while let Some(gateway) = self.gateway_of(segment) {
+                while let Some(gateway) = self.gateway_of(segment, stun.ip()) {
                     addr =
                         self.gateways[gateway].translate_out(addr, stun, self.now, &mut self.rng);
                     segment = self.gateways[gateway].outside;
@@ -470,8 +485,12 @@ impl World {
         host.received.push(packet);
     }
 
-    fn gateway_of(&self, inside: Segment) -> Option<usize> {
-        self.gateways.iter().position(|gateway| gateway.inside == inside)
+    /// The way out of a segment, for a family.
+    fn gateway_of(&self, inside: Segment, to: IpAddr) -> Option<usize> {
+        let carries = |gateway: &Gateway| gateway.ip.is_none_or(|ip| ip.is_ipv4() == to.is_ipv4());
+        let here = |gateway: &Gateway| gateway.inside == inside && carries(gateway);
+        // A NAT comes before the firewall beside it, which would let IPv4 through.
+        self.gateways.iter().position(here)
     }
 
     /// Where a packet in `segment` goes next.
@@ -495,7 +514,7 @@ impl World {
                 None => Hop::Dropped,
             };
         }
-        match self.gateway_of(segment) {
+        match self.gateway_of(segment, to) {
             Some(gateway) => {
                 let gateway = &mut self.gateways[gateway];
                 let from = gateway.translate_out(packet.from, packet.to, now, &mut self.rng);

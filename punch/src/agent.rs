@@ -171,6 +171,8 @@ pub struct Agent {
     remotes: Vec<Candidate>,
     pairs: Vec<Pair>,
     selected: Option<SocketAddr>,
+    /// The peer is known to have heard the selected pair's nomination.
+    told: bool,
     /// What the controlling peer nominated last, and when by its clock.
     nominated: Option<(SocketAddr, u64)>,
     /// A pair that was faster than the selected one, and how often.
@@ -192,6 +194,7 @@ struct InFlight {
     id: [u8; 12],
     remote: SocketAddr,
     at: Instant,
+    nominate: bool,
 }
 
 impl Agent {
@@ -208,6 +211,7 @@ impl Agent {
             remotes: Vec::new(),
             pairs: Vec::new(),
             selected: None,
+            told: false,
             nominated: None,
             gaining: None,
             replay: Replay::default(),
@@ -429,20 +433,23 @@ impl Agent {
         if self.in_flight[index].remote != from {
             return Err(CheckError::Elsewhere);
         }
-        let sent = self.in_flight.remove(index).map_or(now, |sent| sent.at);
+        let Some(sent) = self.in_flight.remove(index) else { return Ok(()) };
         if self.replay.learn(answer.clock_ms, now)
             && let Some((_, clock_ms)) = &mut self.nominated
         {
             *clock_ms = 0;
         }
         let Some(pair) = self.pair_mut(from) else { return Ok(()) };
-        pair.answered(sent, answer.mapped, now);
+        pair.answered(sent.at, answer.mapped, now);
+        self.told |= sent.nominate && self.selected == Some(from);
         self.note_gain(from, now);
         self.select(now);
         let usage = self.usage(from, now);
         let jitter = self.rng.random();
+        // A nomination is repeated until it is heard.
+        let hold = self.keys.controlling() && self.selected == Some(from) && !self.told;
         if let Some(pair) = self.pair_mut(from)
-            && !pair.urgent
+            && !hold
         {
             pair.rest(usage, jitter, now);
         }
@@ -519,6 +526,7 @@ impl Agent {
         };
         if self.selected != Some(choice) {
             self.selected = Some(choice);
+            self.told = false;
             self.gaining = None;
             // The peer is told of the nomination at once.
             if self.keys.controlling()
@@ -601,7 +609,7 @@ impl Agent {
         let learned = Candidate { kind: CandidateKind::PeerReflexive, addr: to };
         let clock_ms = self.clock_ms(now);
         let request = Request { id, clock_ms, priority: learned.priority(), nominate };
-        self.in_flight.push_back(InFlight { id, remote: to, at: now });
+        self.in_flight.push_back(InFlight { id, remote: to, at: now, nominate });
         self.transmit(to, &Check::Request(request));
     }
 

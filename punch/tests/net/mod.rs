@@ -149,6 +149,7 @@ pub(crate) struct World {
     gateways: Vec<Gateway>,
     under_way: BinaryHeap<Reverse<(Instant, u64, Segment, Packet)>>,
     sent: u64,
+    slow: HashMap<IpAddr, Duration>,
 }
 
 /// A host; with an agent it is a node.
@@ -206,6 +207,7 @@ impl World {
             gateways: Vec::new(),
             under_way: BinaryHeap::new(),
             sent: 0,
+            slow: HashMap::new(),
         }
     }
 
@@ -419,6 +421,11 @@ impl World {
         false
     }
 
+    /// What goes to `ip` takes so much longer.
+    pub(crate) fn slow_down(&mut self, ip: &str, delay: Duration) {
+        self.slow.insert(ip.parse().expect("a literal address"), delay);
+    }
+
     /// Puts a datagram into a segment, with whatever source address.
     pub(crate) fn inject(&mut self, segment: Segment, packet: Packet) {
         self.put(segment, packet, Duration::ZERO);
@@ -461,6 +468,7 @@ impl World {
             if self.rng.random_bool(self.weather.loss) {
                 return;
             }
+            delay += self.slow.get(&packet.to.ip()).copied().unwrap_or_default();
             delay += self.weather.delay + self.weather.jitter.mul_f64(self.rng.random());
         }
         self.sent += 1;

@@ -60,6 +60,30 @@ fn an_interface_that_is_chosen_later_is_spoken_on() {
 }
 
 #[test]
+fn a_host_full_of_containers_is_heard_all_the_same() {
+    isolated("mdns::a_host_full_of_containers_is_heard_all_the_same", || {
+        // More than one socket can join, and all of them before the LAN's.
+        let containers: String = (0..25)
+            .map(|n| {
+                format!(
+                    "link add veth{n} type veth peer name peer{n}\n\
+                     addr add 10.9.{n}.1/24 dev veth{n}\n\
+                     link set veth{n} up\nlink set peer{n} up\n"
+                )
+            })
+            .collect();
+        let lan = Lan::beside(&containers);
+        let (mut one, mut two) = (lan.node(&lan.left), lan.node(&lan.right));
+        lan.runtime.block_on(async {
+            one.publish(&advert(1, 1), PORT).expect("it is published");
+            two.publish(&advert(2, 2), PORT).expect("it is published");
+            assert_eq!(found(&mut one, &advert(2, 2)).await, advert(2, 2));
+            assert_eq!(found(&mut two, &advert(1, 1)).await, advert(1, 1));
+        });
+    });
+}
+
+#[test]
 fn avahi_reads_what_we_publish_until_we_withdraw_it() {
     isolated("mdns::avahi_reads_what_we_publish_until_we_withdraw_it", || {
         let lan = Lan::new();
@@ -160,8 +184,14 @@ struct Lan {
 
 impl Lan {
     fn new() -> Self {
+        Self::beside("")
+    }
+
+    /// A LAN whose right host has other links as well.
+    fn beside(links: &str) -> Self {
         let left = Namespace::add("left").expect("a namespace");
         let right = Namespace::add("right").expect("a namespace");
+        right.ip(links).expect("links");
         left.ip("link add eth0 type veth peer name eth0 netns right").expect("a wire");
         for (host, last) in [(&left, 1), (&right, 2)] {
             let address = Ipv4Addr::new(10, 7, 0, last);

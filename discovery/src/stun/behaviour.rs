@@ -183,10 +183,15 @@ impl Test {
                     self.found.filtering = Behaviour::AddressAndPortDependent;
                     self.ask(Question::SeenByOtherAddress, next_id, now)
                 }
-                // The second address is silent, or only its other port is.
-                Question::SeenByOtherAddress | Question::SeenByOtherPort(_) => {
+                Question::SeenByOtherAddress => {
+                    // It is silent also where no filter is in the way: that nothing
+                    // came from it before tells nothing.
+                    if self.found.filtering != Behaviour::EndpointIndependent {
+                        self.found.filtering = Behaviour::Unknown;
+                    }
                     Progress::Done(self.found)
                 }
+                Question::SeenByOtherPort(_) => Progress::Done(self.found),
             },
         }
     }

@@ -200,17 +200,14 @@ impl ReflexiveClient {
             .partition(|server| wanted.contains(&server.addr));
         self.servers = kept;
         self.former.extend(removed.into_iter().filter_map(|server| server.word));
-        let added = wanted.into_iter().filter(|addr| !self.servers.iter().any(|s| s.addr == *addr));
-        let added: Vec<Server> = added
-            .map(|addr| Server {
-                addr,
-                state: State::Waiting(now),
-                health: Health::New,
-                word: None,
-            })
-            .collect();
-        self.servers.extend(added);
-        self.pace(now, |server| server.health == Health::New);
+        wanted.retain(|addr| !self.servers.iter().any(|server| server.addr == *addr));
+        self.servers.extend(wanted.iter().map(|addr| Server {
+            addr: *addr,
+            state: State::Waiting(now),
+            health: Health::New,
+            word: None,
+        }));
+        self.pace(now, |server| wanted.contains(&server.addr));
         self.handle_timeout(now);
     }
 

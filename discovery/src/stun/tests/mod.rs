@@ -1,31 +1,19 @@
 //! The client against scripted servers behind a modelled NAT, in virtual time.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
-};
+mod world;
+
+use std::time::Duration;
 
 use proptest::prelude::*;
-use stun_rs::{
-    MessageClass, MessageDecoder, MessageEncoder, StunMessageBuilder, TransactionId,
-    attributes::{
-        discovery::{ChangeRequest, ChangeRequestFlags, OtherAddress},
-        stun::XorMappedAddress,
-    },
-    methods::BINDING,
-};
+use stun_rs::TransactionId;
 
-use super::{Behaviour, NatBehaviour, ReflexiveClient, StunEvent, Transmit};
+use self::world::{Answered, LOCAL, Nat, Server, TRIP, World, addr, double, id_of, plain};
+use super::{Behaviour, NatBehaviour, StunEvent};
 
-const LOCAL: &str = "10.0.0.2:51820";
 const SERVER_A: &str = "198.51.100.10:3478";
 const SERVER_A_SECOND: &str = "198.51.100.11:3478";
 const SERVER_B: &str = "198.51.100.20:3478";
 const SERVER_C: &str = "198.51.100.30:3478";
-
-/// From the client to a server, or back.
-const TRIP: Duration = Duration::from_millis(10);
 
 #[test]
 fn the_address_is_known_after_one_round_trip() {
@@ -112,6 +100,45 @@ fn a_server_that_ignores_change_requests_proves_nothing() {
     let mut world = World::behind(Nat::default()).with(&[server]);
     world.run(Duration::from_secs(8));
     assert_eq!(world.client.behaviour().filtering, Behaviour::Unknown);
+}
+
+#[test]
+fn a_filter_that_is_open_to_the_second_address_already_is_not_judged() {
+    for (filtering, told) in [
+        (Behaviour::EndpointIndependent, Behaviour::Unknown),
+        (Behaviour::AddressDependent, Behaviour::Unknown),
+        (Behaviour::AddressAndPortDependent, Behaviour::AddressAndPortDependent),
+    ] {
+        let mut world = World::behind(Nat { filtering, ..Nat::default() });
+        // The second address is asked before the first one's answer is there.
+        world.trip = Duration::from_millis(200);
+        world.servers = vec![double(SERVER_A, SERVER_A_SECOND)];
+        world.ask(&[SERVER_A, SERVER_A_SECOND]);
+        world.run(Duration::from_secs(10));
+        assert_eq!(world.client.behaviour().filtering, told);
+    }
+}
+
+#[test]
+fn a_server_cannot_aim_many_datagrams_at_another_address() {
+    // Every answer brings another mapping, which is to be tested.
+    let mut world = World::behind(Nat { forgets: true, ..Nat::default() })
+        .with(&[double(SERVER_A, SERVER_A_SECOND)]);
+    world.run(Duration::from_secs(60));
+    let victim = addr(SERVER_A_SECOND).ip();
+    let aimed = world.asked.iter().filter(|to| to.ip() == victim).count();
+    assert!((1..=14).contains(&aimed), "{aimed} in a minute");
+}
+
+#[test]
+fn a_second_address_that_is_dead_proves_nothing() {
+    let mut server = double(SERVER_A, SERVER_A_SECOND);
+    server.second_is_dead = true;
+    let nat = Nat { filtering: Behaviour::EndpointIndependent, ..Nat::default() };
+    let mut world = World::behind(nat).with(&[server]);
+    world.run(Duration::from_secs(10));
+    assert_eq!(world.client.behaviour(), NatBehaviour::default());
+    assert!(world.client.is_settled());
 }
 
 #[test]
@@ -339,285 +366,4 @@ proptest! {
         world.run(Duration::from_secs(60));
         prop_assert_eq!(world.reflexive(), ["203.0.113.7:40000"]);
     }
-}
-
-/// The client, its NAT, its servers, and the datagrams between them.
-struct World {
-    start: Instant,
-    now: Instant,
-    client: ReflexiveClient,
-    nat: Nat,
-    servers: Vec<Server>,
-    /// What is on its way, by the time of its arrival.
-    arriving: BTreeMap<(Instant, u64), Arrival>,
-    lose: Box<dyn Fn(u32) -> bool>,
-    answers: u32,
-    sent: u64,
-    asked: BTreeSet<SocketAddr>,
-    events: Vec<StunEvent>,
-}
-
-enum Arrival {
-    AtServer { from: SocketAddr, transmit: Transmit },
-    AtClient { from: SocketAddr, payload: Vec<u8> },
-}
-
-impl World {
-    fn behind(nat: Nat) -> Self {
-        let now = Instant::now();
-        Self {
-            start: now,
-            now,
-            client: ReflexiveClient::new([1; 32]),
-            nat,
-            servers: Vec::new(),
-            arriving: BTreeMap::new(),
-            lose: Box::new(|_| false),
-            answers: 0,
-            sent: 0,
-            asked: BTreeSet::new(),
-            events: Vec::new(),
-        }
-    }
-
-    fn with(mut self, servers: &[Server]) -> Self {
-        self.servers = servers.to_vec();
-        let list: Vec<SocketAddr> = servers.iter().map(|server| server.addr).collect();
-        self.client.set_servers(&list, self.now);
-        self
-    }
-
-    fn ask(&mut self, servers: &[&str]) {
-        let list: Vec<SocketAddr> = servers.iter().map(|server| addr(server)).collect();
-        self.client.set_servers(&list, self.now);
-    }
-
-    fn run(&mut self, span: Duration) {
-        let end = self.now + span;
-        for step in 0.. {
-            assert!(step < 100_000, "it never comes to rest");
-            self.drain();
-            let due = self.client.poll_timeout();
-            let arrival = self.arriving.keys().next().map(|(at, _)| *at);
-            let Some(next) = [due, arrival].into_iter().flatten().min() else { break };
-            if next > end {
-                break;
-            }
-            self.now = self.now.max(next);
-            match self.arriving.first_entry() {
-                Some(entry) if entry.key().0 <= self.now => {
-                    let arrival = entry.remove();
-                    self.arrive(arrival);
-                }
-                _ => self.client.handle_timeout(self.now),
-            }
-        }
-        self.now = end;
-        self.client.handle_timeout(end);
-        self.drain();
-    }
-
-    fn drain(&mut self) {
-        while let Some(event) = self.client.poll_event() {
-            self.events.push(event);
-        }
-        while let Some(transmit) = self.client.poll_transmit() {
-            self.sent += 1;
-            self.asked.insert(transmit.to);
-            let from = self.nat.outbound(transmit.to);
-            self.post(Arrival::AtServer { from, transmit });
-        }
-    }
-
-    fn post(&mut self, arrival: Arrival) {
-        let number = self.arriving.last_key_value().map_or(0, |((_, number), _)| number + 1);
-        self.arriving.insert((self.now + TRIP, number), arrival);
-    }
-
-    fn arrive(&mut self, arrival: Arrival) {
-        match arrival {
-            Arrival::AtServer { from, transmit } => {
-                let answer = self.servers.iter().find_map(|s| s.answer(from, &transmit));
-                let Some((source, payload)) = answer else { return };
-                self.answers += 1;
-                let lost = (self.lose)(self.answers - 1);
-                if !lost && self.nat.lets_in(source, from) {
-                    self.post(Arrival::AtClient { from: source, payload });
-                }
-            }
-            Arrival::AtClient { from, payload } => {
-                self.client.handle_datagram(from, &payload, self.now);
-            }
-        }
-    }
-
-    fn reflexive(&self) -> Vec<String> {
-        self.client.reflexive().map(|addr| addr.to_string()).collect()
-    }
-
-    fn told(&self, event: StunEvent) -> bool {
-        self.count(&event) > 0
-    }
-
-    fn count(&self, event: &StunEvent) -> usize {
-        self.events.iter().filter(|told| *told == event).count()
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("at {:?}: {:?}", self.now - self.start, self.events);
-        }
-    }
-}
-
-/// A NAT for the one client behind it (RFC 4787 §4.1 and §5); IPv6 passes it.
-struct Nat {
-    mapping: Behaviour,
-    filtering: Behaviour,
-    /// Whether every packet gets a mapping of its own.
-    forgets: bool,
-    public: IpAddr,
-    mappings: Vec<(SocketAddr, u16, BTreeSet<SocketAddr>)>,
-}
-
-impl Default for Nat {
-    fn default() -> Self {
-        Self {
-            mapping: Behaviour::EndpointIndependent,
-            filtering: Behaviour::AddressAndPortDependent,
-            forgets: false,
-            public: "203.0.113.7".parse().expect("an address"),
-            mappings: Vec::new(),
-        }
-    }
-}
-
-impl Nat {
-    fn restart(&mut self, public: &str) {
-        self.public = public.parse().expect("an address");
-        self.mappings.clear();
-    }
-
-    fn outbound(&mut self, to: SocketAddr) -> SocketAddr {
-        if to.is_ipv6() {
-            return addr("[2001:db8:7::2]:51820");
-        }
-        let same = |first: SocketAddr| match self.mapping {
-            Behaviour::AddressDependent => first.ip() == to.ip(),
-            Behaviour::AddressAndPortDependent => first == to,
-            _ => true,
-        };
-        let known = self.mappings.iter().position(|(first, ..)| same(*first) && !self.forgets);
-        let index = known.unwrap_or(self.mappings.len());
-        if known.is_none() {
-            self.mappings.push((to, 40_000 + index as u16, BTreeSet::new()));
-        }
-        let (_, port, sent_to) = &mut self.mappings[index];
-        sent_to.insert(to);
-        match self.mapping {
-            Behaviour::None => addr(LOCAL),
-            _ => SocketAddr::new(self.public, *port),
-        }
-    }
-
-    fn lets_in(&self, from: SocketAddr, to: SocketAddr) -> bool {
-        let mine =
-            |port| self.mapping == Behaviour::None || to == SocketAddr::new(self.public, port);
-        let open = |sent_to: &BTreeSet<SocketAddr>| match self.filtering {
-            Behaviour::EndpointIndependent => true,
-            Behaviour::AddressDependent => sent_to.iter().any(|peer| peer.ip() == from.ip()),
-            _ => sent_to.contains(&from),
-        };
-        to.is_ipv6() || self.mappings.iter().any(|(_, port, peers)| mine(*port) && open(peers))
-    }
-}
-
-#[derive(Clone)]
-struct Server {
-    addr: SocketAddr,
-    second: Option<IpAddr>,
-    dead: bool,
-    lie: Option<SocketAddr>,
-    claims_other: Option<SocketAddr>,
-    ignores_change: bool,
-}
-
-fn plain(text: &str) -> Server {
-    Server {
-        addr: addr(text),
-        second: None,
-        dead: false,
-        lie: None,
-        claims_other: None,
-        ignores_change: false,
-    }
-}
-
-/// A server with two addresses, and the port above its own as second port.
-fn double(first: &str, second: &str) -> Server {
-    Server { second: Some(addr(second).ip()), ..plain(first) }
-}
-
-impl Server {
-    fn answer(&self, from: SocketAddr, transmit: &Transmit) -> Option<(SocketAddr, Vec<u8>)> {
-        let ips: Vec<IpAddr> = [Some(self.addr.ip()), self.second].into_iter().flatten().collect();
-        let ports = [self.addr.port(), self.addr.port() + 1];
-        let asked = transmit.to;
-        if self.dead || !ips.contains(&asked.ip()) || !ports.contains(&asked.port()) {
-            return None;
-        }
-        let swapped_ip = *ips.iter().find(|ip| **ip != asked.ip()).unwrap_or(&asked.ip());
-        let swapped_port = ports[0] + ports[1] - asked.port();
-        let (message, _) =
-            MessageDecoder::default().decode(&transmit.payload).expect("a proper request");
-        let change = message
-            .get::<ChangeRequest>()
-            .map(|attribute| attribute.as_change_request().expect("a CHANGE-REQUEST").flags());
-        let change = change.filter(|_| !self.ignores_change).unwrap_or_default();
-        let port = match change.contains(ChangeRequestFlags::ChangePort) {
-            true => swapped_port,
-            false => asked.port(),
-        };
-        let ip = match change.contains(ChangeRequestFlags::ChangeIp) {
-            true => swapped_ip,
-            false => asked.ip(),
-        };
-        let other = self.second.map(|_| SocketAddr::new(swapped_ip, swapped_port));
-        let answer =
-            Answered { mapped: self.lie.unwrap_or(from), other: self.claims_other.or(other) };
-        Some((SocketAddr::new(ip, port), answer.encode(message.transaction_id())))
-    }
-}
-
-struct Answered {
-    mapped: SocketAddr,
-    other: Option<SocketAddr>,
-}
-
-impl Answered {
-    fn encode(&self, id: &TransactionId) -> Vec<u8> {
-        let mut message = StunMessageBuilder::new(BINDING, MessageClass::SuccessResponse)
-            .with_transaction_id(*id)
-            .with_attribute(XorMappedAddress::from(self.mapped));
-        if let Some(other) = self.other {
-            message = message.with_attribute(OtherAddress::from(other));
-        }
-        let mut buffer = vec![0; 128];
-        let length = MessageEncoder::default()
-            .encode(&mut buffer, &message.build())
-            .expect("the answer fits");
-        buffer.truncate(length);
-        buffer
-    }
-}
-
-fn id_of(request: &[u8]) -> TransactionId {
-    let id: [u8; 12] = request[8..20].try_into().expect("twelve bytes");
-    TransactionId::from(id)
-}
-
-fn addr(text: &str) -> SocketAddr {
-    text.parse().expect("an address with port")
 }

@@ -1,1 +1,355 @@
-//! The tasks that talk to the zone, one socket each: publish and browse.
+//! The tasks that talk to the zone: one publishes this node's advert, one browses
+//! the others'.
+//!
+//! Both stand outside the control loop because a server may take seconds to answer
+//! or not answer at all, and neither owns any state that the loop needs: the advert
+//! to publish comes in by a watch, what was read goes out as events. A zone that is
+//! away, refuses or answers rubbish is told once per kind of failure, shows in
+//! `status`, and is asked again with growing pauses; nothing else depends on it.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rand::RngExt;
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    task::JoinHandle,
+    time::{sleep, sleep_until, timeout},
+};
+use tracing::{debug, info, warn};
+use zonemesh_discovery::{
+    advert::{InstanceRecords, SignedAdvert, Zone},
+    identity::PublicKey,
+    zone::{Browser, TsigKey, ZoneClient, ZoneError, find_server, poll_interval},
+};
+
+use crate::node::Event;
+
+/// The DNS-SD service under which a zone names its STUN servers (RFC 8489 §8).
+const STUN_SERVICE: &str = "_stun._udp";
+
+/// The pauses after failures: doubled from the first to the last. A zone that comes
+/// back is noticed within half a minute; one that is away is not stormed.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// However much knocks, the zone is asked no more often than this.
+const MIN_POLL_GAP: Duration = Duration::from_millis(300);
+
+/// How often the zone is asked for its STUN servers: services move rarely.
+const SERVICES_INTERVAL: Duration = Duration::from_secs(600);
+
+/// A record of ours that the zone lost is put back no more often than this.
+const MEND_GAP: Duration = Duration::from_secs(15);
+
+/// How long the withdrawal at stop may take: a zone that is away must not hold up
+/// a shutdown.
+const WITHDRAW_LIMIT: Duration = Duration::from_secs(2);
+
+/// What the tasks tell the control loop.
+#[derive(Debug)]
+pub enum ZoneEvent {
+    /// The whole view of the zone, after a change.
+    View(BTreeMap<PublicKey, InstanceRecords>),
+    /// The zone's STUN servers.
+    StunServers(Vec<SocketAddr>),
+    /// Reading: with whom, and how it went last.
+    Browse(SocketAddr, Result<(), String>),
+    /// Publishing: with whom, and how it went last.
+    Publish(SocketAddr, Result<(), String>),
+    /// The zone's server could not be found.
+    NoServer(String),
+}
+
+/// What the tasks need to know.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The zone.
+    pub zone: Zone,
+    /// Its server; `None` asks for the SOA's MNAME.
+    pub server: Option<SocketAddr>,
+    /// The key that signs updates and transfers.
+    pub tsig: Option<TsigKey>,
+    /// This node.
+    pub node: PublicKey,
+    /// Whether to ask the zone for STUN servers.
+    pub ask_stun: bool,
+}
+
+/// The two tasks.
+pub struct Rendezvous {
+    advert: watch::Sender<Option<Arc<SignedAdvert>>>,
+    ask: Arc<Notify>,
+    client: watch::Receiver<Option<ZoneClient>>,
+    node: PublicKey,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Rendezvous {
+    /// Starts both.
+    pub fn start(settings: Settings, events: mpsc::Sender<Event>) -> Self {
+        let (advert, advert_seen) = watch::channel(None);
+        let (client_found, client) = watch::channel(None);
+        let ask = Arc::new(Notify::new());
+        let mend = Arc::new(Notify::new());
+        let node = settings.node;
+        let publisher = Publisher {
+            advert: advert_seen.clone(),
+            client: client.clone(),
+            mend: Arc::clone(&mend),
+            node,
+            events: events.clone(),
+        };
+        let reader = Reader { settings, ask: Arc::clone(&ask), mend, advert: advert_seen, events };
+        let tasks = [tokio::spawn(publisher.run()), tokio::spawn(reader.run(client_found))];
+        Self { advert, ask, client, node, tasks }
+    }
+
+    /// Has the zone carry this advert from now on.
+    pub fn publish(&self, advert: Arc<SignedAdvert>) {
+        self.advert.send_replace(Some(advert));
+    }
+
+    /// Has the zone asked at once: somebody unknown knocked, or a path was lost.
+    pub fn ask(&self) {
+        self.ask.notify_one();
+    }
+
+    /// Ends the tasks and takes this node's records out of the zone.
+    pub async fn stop(self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        let client = self.client.borrow().clone();
+        let published = self.advert.borrow().is_some();
+        let Some(client) = client.filter(|_| published) else { return };
+        match timeout(WITHDRAW_LIMIT, client.withdraw(&self.node)).await {
+            Ok(Ok(())) => info!("withdrawn from the zone"),
+            Ok(Err(error)) => warn!("cannot withdraw from the zone: {error}"),
+            Err(_) => warn!("cannot withdraw from the zone: no answer within {WITHDRAW_LIMIT:?}"),
+        }
+    }
+}
+
+/// Keeps the zone's records of this node those of the newest advert.
+struct Publisher {
+    advert: watch::Receiver<Option<Arc<SignedAdvert>>>,
+    client: watch::Receiver<Option<ZoneClient>>,
+    mend: Arc<Notify>,
+    node: PublicKey,
+    events: mpsc::Sender<Event>,
+}
+
+impl Publisher {
+    async fn run(mut self) {
+        let mut backoff = Backoff::default();
+        let mut health = Health::new("cannot publish", "published again");
+        loop {
+            let client = self.client.borrow_and_update().clone();
+            let advert = self.advert.borrow_and_update().clone();
+            let (Some(client), Some(advert)) = (client, advert) else {
+                let alive = tokio::select! {
+                    changed = self.advert.changed() => changed.is_ok(),
+                    changed = self.client.changed() => changed.is_ok(),
+                };
+                if !alive {
+                    return;
+                }
+                continue;
+            };
+            let done = client.publish(&advert).await;
+            let told = health.note(&done);
+            let outcome = ZoneEvent::Publish(client.server(), told);
+            if self.events.send(Event::Zone(outcome)).await.is_err() {
+                return;
+            }
+            if done.is_err() {
+                // A newer advert does not hurry a server that is away.
+                sleep(backoff.next()).await;
+                continue;
+            }
+            backoff = Backoff::default();
+            debug!(sequence = advert.advert().sequence, "advert published");
+            // The PTR is a hint: large zones refuse it, and members that list the
+            // zone by transfer do without.
+            if let Err(error) = client.announce(&self.node).await {
+                debug!("no PTR in the zone: {error}");
+            }
+            let alive = tokio::select! {
+                changed = self.advert.changed() => changed.is_ok(),
+                () = self.mend.notified() => true,
+            };
+            if !alive {
+                return;
+            }
+        }
+    }
+}
+
+/// Reads the zone.
+struct Reader {
+    settings: Settings,
+    ask: Arc<Notify>,
+    mend: Arc<Notify>,
+    advert: watch::Receiver<Option<Arc<SignedAdvert>>>,
+    events: mpsc::Sender<Event>,
+}
+
+impl Reader {
+    async fn run(self, client_found: watch::Sender<Option<ZoneClient>>) {
+        let mut backoff = Backoff::default();
+        let mut health = Health::new("cannot read the zone", "the zone answers again");
+        let Some(servers) = self.servers().await else { return };
+        // Each server keeps its browser, so that one that comes back is asked for what
+        // changed since and not for everything.
+        let mut servers: Vec<(ZoneClient, Browser)> = servers
+            .into_iter()
+            .map(|server| {
+                let Settings { zone, tsig, .. } = &self.settings;
+                let client = ZoneClient::new(zone.clone(), server, tsig.clone());
+                (client.clone(), Browser::new(client))
+            })
+            .collect();
+        let mut next_services = self.settings.ask_stun.then(Instant::now);
+        let mut last_mend: Option<Instant> = None;
+        let mut members = 0;
+        loop {
+            let Some((client, browser)) = servers.first_mut() else { return };
+            client_found.send_if_modified(|known| {
+                let moved = known.as_ref().map(ZoneClient::server) != Some(client.server());
+                if moved {
+                    *known = Some(client.clone());
+                }
+                moved
+            });
+            if next_services.is_some_and(|due| due <= Instant::now()) {
+                next_services = Some(Instant::now() + self.ask_services(client).await);
+            }
+            let polled = browser.poll().await;
+            let outcome = ZoneEvent::Browse(client.server(), health.note(&polled));
+            if self.events.send(Event::Zone(outcome)).await.is_err() {
+                return;
+            }
+            let Ok(polled) = polled else {
+                // Another server is tried only where one fails.
+                servers.rotate_left(1);
+                self.pause(backoff.next()).await;
+                continue;
+            };
+            backoff = Backoff::default();
+            if let Some(view) = polled {
+                members = view.len();
+                let mend_due = last_mend.is_none_or(|last| last.elapsed() > MEND_GAP);
+                if mend_due && self.is_lost(&view) {
+                    last_mend = Some(Instant::now());
+                    self.mend.notify_one();
+                }
+                if self.events.send(Event::Zone(ZoneEvent::View(view))).await.is_err() {
+                    return;
+                }
+            }
+            self.pause(jittered(poll_interval(members))).await;
+        }
+    }
+
+    /// The configured server, or those that the zone's SOA names.
+    async fn servers(&self) -> Option<Vec<SocketAddr>> {
+        if let Some(server) = self.settings.server {
+            return Some(vec![server]);
+        }
+        let mut backoff = Backoff::default();
+        let mut health = Health::new("cannot find the zone's server", "found the zone's server");
+        loop {
+            let found = find_server(&self.settings.zone).await;
+            match (health.note(&found), found) {
+                (_, Ok(servers)) if !servers.is_empty() => return Some(servers),
+                (Err(error), _) => {
+                    let told = Event::Zone(ZoneEvent::NoServer(error));
+                    if self.events.send(told).await.is_err() {
+                        return None;
+                    }
+                }
+                _ => {}
+            }
+            sleep(backoff.next()).await;
+        }
+    }
+
+    /// Asks for STUN servers; returns when to ask again.
+    async fn ask_services(&self, client: &ZoneClient) -> Duration {
+        match client.services(STUN_SERVICE).await {
+            Ok(servers) if servers.is_empty() => BACKOFF.1,
+            Ok(servers) => {
+                let told = Event::Zone(ZoneEvent::StunServers(servers));
+                // The loop is gone only when the node stops.
+                let _ = self.events.send(told).await;
+                SERVICES_INTERVAL
+            }
+            Err(error) => {
+                debug!("cannot ask the zone for STUN servers: {error}");
+                BACKOFF.0
+            }
+        }
+    }
+
+    /// Whether the zone shows something else of this node than was published last.
+    fn is_lost(&self, view: &BTreeMap<PublicKey, InstanceRecords>) -> bool {
+        let Some(advert) = self.advert.borrow().clone() else { return false };
+        view.get(&self.settings.node).is_none_or(|records| records.txt != advert.txt())
+    }
+
+    /// Waits, or until somebody asks; never shorter than [`MIN_POLL_GAP`].
+    async fn pause(&self, pause: Duration) {
+        let start = tokio::time::Instant::now();
+        tokio::select! {
+            () = sleep_until(start + pause) => {}
+            () = self.ask.notified() => sleep_until(start + MIN_POLL_GAP).await,
+        }
+    }
+}
+
+/// Pauses that double.
+#[derive(Debug, Default)]
+struct Backoff(Option<Duration>);
+
+impl Backoff {
+    fn next(&mut self) -> Duration {
+        let pause = self.0.map_or(BACKOFF.0, |last| (last * 2).min(BACKOFF.1));
+        self.0 = Some(pause);
+        jittered(pause)
+    }
+}
+
+/// Within a fifth of `pause`, so that a thousand nodes do not ask in step.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(rand::rng().random_range(0.8..1.2))
+}
+
+/// Tells a failure once, and its end.
+struct Health {
+    failed: &'static str,
+    mended: &'static str,
+    last: Option<String>,
+}
+
+impl Health {
+    fn new(failed: &'static str, mended: &'static str) -> Self {
+        Self { failed, mended, last: None }
+    }
+
+    fn note<T>(&mut self, outcome: &Result<T, ZoneError>) -> Result<(), String> {
+        let error = outcome.as_ref().err().map(ToString::to_string);
+        match (&error, &self.last) {
+            (Some(error), last) if last.as_ref() != Some(error) => {
+                warn!("{}: {error}", self.failed);
+            }
+            (None, Some(_)) => info!("{}", self.mended),
+            _ => {}
+        }
+        self.last.clone_from(&error);
+        error.map_or(Ok(()), Err)
+    }
+}

@@ -1,1 +1,280 @@
 //! What a node keeps on disk between two runs: key, port, sequence, last-known peers.
+//!
+//! The folder is the node's own (mode 0700) and locked while it runs, so that no two
+//! daemons are one node. The key (`node.key`, mode 0600) is made once and never
+//! overwritten. The rest (`state.json`, `peers.json`) is convenience: where it is lost
+//! or broken the node starts without it. Every file is replaced whole.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use data_encoding::BASE64;
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tracing::warn;
+use zonemesh_discovery::{advert::SignedAdvert, identity::Identity};
+
+const KEY_FILE: &str = "node.key";
+const STATE_FILE: &str = "state.json";
+const PEERS_FILE: &str = "peers.json";
+const LOCK_FILE: &str = "lock";
+
+/// The largest file that is read back: a thousand members' adverts fit twice.
+const MAX_FILE: u64 = 4 << 20;
+
+/// A node's state folder, locked.
+#[derive(Debug)]
+pub struct State {
+    dir: PathBuf,
+    kept: Kept,
+    /// Holds the lock for as long as the node lives, and not a moment longer.
+    _lock: File,
+}
+
+/// `state.json`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+struct Kept {
+    /// The highest sequence number that an advert of this node bears.
+    sequence: u64,
+    /// The UDP port that was picked.
+    port: Option<u16>,
+}
+
+/// `peers.json`: each member's TXT strings, in Base64.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Peers {
+    adverts: Vec<Vec<String>>,
+}
+
+/// Why the state folder cannot be used, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The folder or a file in it cannot be read or written.
+    #[error("{path}: {source}; see node.state_dir")]
+    Io {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another daemon has it.
+    #[error(
+        "{0} is in use by another zonemesh: stop that one, or give this one a node.state_dir of its own"
+    )]
+    Locked(PathBuf),
+    /// The key file holds no key.
+    #[error(
+        "{0} holds no key (32 bytes in Base64): restore it, or move it away to become another node"
+    )]
+    Key(PathBuf),
+}
+
+impl State {
+    /// Opens the folder, making it where it is not there yet.
+    ///
+    /// # Errors
+    /// [`StateError`], which says what to do.
+    pub fn open(dir: &Path) -> Result<Self, StateError> {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| StateError::Io { path, source }
+        };
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io(dir))?;
+        let lock_file = dir.join(LOCK_FILE);
+        let mut options = OpenOptions::new();
+        let lock = options.write(true).create(true).truncate(false).mode(0o600);
+        let lock = lock.open(&lock_file).map_err(io(&lock_file))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| StateError::Locked(dir.to_owned()))?;
+        let kept = read_json(&dir.join(STATE_FILE)).unwrap_or_default();
+        Ok(Self { dir: dir.to_owned(), kept, _lock: lock })
+    }
+
+    /// This node's key, made at the first call ever.
+    ///
+    /// # Errors
+    /// [`StateError`] when it cannot be read, written, or is none.
+    pub fn identity(&self) -> Result<Identity, StateError> {
+        let path = self.dir.join(KEY_FILE);
+        let io = |source| StateError::Io { path: path.clone(), source };
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let seed: [u8; 32] = rand::random();
+                replace(&path, format!("{}\n", BASE64.encode(&seed)).as_bytes()).map_err(io)?;
+                return Ok(Identity::from_seed(&seed));
+            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(StateError::Key(path));
+            }
+            Err(error) => return Err(io(error)),
+        };
+        let mode = fs::metadata(&path).map_err(io)?.permissions().mode();
+        if mode & 0o077 != 0 {
+            warn!("{} may be read by others: taking that away", path.display());
+            fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(io)?;
+        }
+        let seed = BASE64.decode(text.trim().as_bytes()).ok();
+        let seed: Option<[u8; 32]> = seed.and_then(|bytes| bytes.try_into().ok());
+        seed.map(|seed| Identity::from_seed(&seed)).ok_or(StateError::Key(path))
+    }
+
+    /// The highest sequence number that an advert of this node bears.
+    pub fn sequence(&self) -> u64 {
+        self.kept.sequence
+    }
+
+    /// The port that this node picked for itself.
+    pub fn port(&self) -> Option<u16> {
+        self.kept.port
+    }
+
+    /// Keeps the sequence number.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save_sequence(&mut self, sequence: u64) -> Result<(), StateError> {
+        self.kept.sequence = sequence;
+        self.save()
+    }
+
+    /// Keeps the port.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save_port(&mut self, port: u16) -> Result<(), StateError> {
+        self.kept.port = Some(port);
+        self.save()
+    }
+
+    /// The TXT strings of the members that were known last. They are as good as if
+    /// they came by mail: to be verified again.
+    pub fn load_peers(&self) -> Vec<Vec<Vec<u8>>> {
+        let peers: Peers = read_json(&self.dir.join(PEERS_FILE)).unwrap_or_default();
+        let decode = |strings: Vec<String>| {
+            let bytes = strings.iter().map(|string| BASE64.decode(string.as_bytes()).ok());
+            bytes.collect::<Option<Vec<_>>>()
+        };
+        peers.adverts.into_iter().filter_map(decode).collect()
+    }
+
+    /// Keeps the members' adverts.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn save_peers<'a>(
+        &self,
+        adverts: impl Iterator<Item = &'a SignedAdvert>,
+    ) -> Result<(), StateError> {
+        let encode = |signed: &SignedAdvert| {
+            signed.txt().iter().map(|string| BASE64.encode(string)).collect()
+        };
+        self.write(PEERS_FILE, &Peers { adverts: adverts.map(encode).collect() })
+    }
+
+    fn save(&self) -> Result<(), StateError> {
+        self.write(STATE_FILE, &self.kept)
+    }
+
+    fn write(&self, file: &str, value: &impl Serialize) -> Result<(), StateError> {
+        let path = self.dir.join(file);
+        let json = serde_json::to_vec(value).expect("plain numbers and strings");
+        replace(&path, &json).map_err(|source| StateError::Io { path, source })
+    }
+}
+
+/// Reads what is convenient to have; what is broken is told and left out.
+fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    let read = fs::metadata(path).and_then(|metadata| {
+        if metadata.len() > MAX_FILE {
+            return Err(io::Error::other("it is far too large"));
+        }
+        fs::read(path)
+    });
+    let parsed = match read {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::from),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) => Err(error),
+    };
+    parsed.inspect_err(|error| warn!("{} is not used: {error}", path.display())).ok()
+}
+
+/// Replaces a file whole: after a crash there is the old one or the new one.
+fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(contents)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> tempfile::TempDir {
+        tempfile::tempdir().expect("a folder")
+    }
+
+    #[test]
+    fn the_key_is_made_once_and_is_for_nobody_else_to_read() {
+        let folder = folder();
+        let dir = folder.path().join("deep/state");
+        let first = State::open(&dir).expect("opens").identity().expect("is made");
+        let again = State::open(&dir).expect("opens").identity().expect("is there");
+        assert_eq!(first.public_key(), again.public_key());
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        assert_eq!(mode(&dir), 0o700);
+        assert_eq!(mode(&dir.join(KEY_FILE)), 0o600);
+        fs::set_permissions(dir.join(KEY_FILE), Permissions::from_mode(0o644)).expect("is set");
+        State::open(&dir).expect("opens").identity().expect("is there");
+        assert_eq!(mode(&dir.join(KEY_FILE)), 0o600);
+    }
+
+    #[test]
+    fn a_broken_key_is_told_and_never_overwritten() {
+        let folder = folder();
+        for broken in [&b"c2hvcnQ="[..], b"not base64", b"", &[0xff, 0xfe]] {
+            fs::write(folder.path().join(KEY_FILE), broken).expect("is written");
+            let state = State::open(folder.path()).expect("opens");
+            let error = state.identity().expect_err("is no key").to_string();
+            assert!(error.contains("holds no key"), "{error}");
+            assert_eq!(fs::read(folder.path().join(KEY_FILE)).expect("there"), broken);
+        }
+    }
+
+    #[test]
+    fn two_daemons_do_not_share_a_folder() {
+        let folder = folder();
+        let first = State::open(folder.path()).expect("opens");
+        assert!(matches!(State::open(folder.path()), Err(StateError::Locked(_))));
+        drop(first);
+        State::open(folder.path()).expect("is free again");
+    }
+
+    #[test]
+    fn what_is_kept_comes_back_and_what_is_broken_is_left_out() {
+        let folder = folder();
+        let mut state = State::open(folder.path()).expect("opens");
+        state.save_sequence(7).expect("is written");
+        state.save_port(51821).expect("is written");
+        drop(state);
+        let state = State::open(folder.path()).expect("opens");
+        assert_eq!((state.sequence(), state.port()), (7, Some(51821)));
+        drop(state);
+        for broken in [&b"{"[..], b"[]", b"{\"sequence\":-1}", &[0xff]] {
+            fs::write(folder.path().join(STATE_FILE), broken).expect("is written");
+            fs::write(folder.path().join(PEERS_FILE), broken).expect("is written");
+            let state = State::open(folder.path()).expect("opens all the same");
+            assert_eq!((state.sequence(), state.port()), (0, None));
+            assert!(state.load_peers().is_empty());
+        }
+    }
+}

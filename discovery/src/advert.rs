@@ -572,7 +572,7 @@ fn is_reachable(ip: IpAddr) -> bool {
 
 /// Whether the address is worth telling to the whole Internet: not private (RFC
 /// 1918), not shared (RFC 6598), not link-local, not unique-local (RFC 4193).
-fn is_public(ip: IpAddr) -> bool {
+pub fn is_public(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(v4) => !v4.is_private() && !v4.is_link_local() && !is_shared(v4),
         IpAddr::V6(v6) => !is_unique_local(v6) && !v6.is_unicast_link_local(),

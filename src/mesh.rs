@@ -1,1 +1,0 @@
-//! The mesh, pure: peers, prefixes, paths; joins discovery and punch.

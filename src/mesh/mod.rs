@@ -1,0 +1,641 @@
+//! The mesh, pure: peers, prefixes, paths; joins discovery and punch.
+//!
+//! [`roster`] keeps who is a member, [`own`] what this node says of itself. Here each
+//! member gets an agent that looks for a path to it, and the routes that members
+//! claim are resolved into whose they are. Adverts, addresses, checks and what the
+//! data plane heard come in; datagrams to send, paths to install and a note that
+//! peers or routes changed go out. Time is handed in, and nothing here touches a
+//! socket, a clock or the machine.
+
+pub mod own;
+pub mod roster;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant, SystemTime},
+};
+
+use ipnet::IpNet;
+use tracing::{info, warn};
+use zonemesh_discovery::{
+    advert::{Advert, CandidateKind as Advertised, InstanceRecords, is_public},
+    identity::PublicKey,
+};
+use zonemesh_punch::{
+    Agent, Candidate, CandidateKind, CheckKeys, Event as AgentEvent, PairStatus, SelectedPath,
+    Transmit, Username,
+};
+
+use self::roster::{Roster, Said};
+use crate::plan::{Claims, Refusal, Resolved};
+
+/// For how long a member that is advertised no more is kept since it was last heard:
+/// WireGuard's REJECT_AFTER_TIME (its paper, §6.1), when its session is over too.
+const SILENCE_LIMIT: Duration = Duration::from_secs(180);
+
+/// Persistent keepalive between members, in seconds: well below the shortest UDP
+/// mapping timeout that is common among NATs (30 s), though RFC 4787 REQ-5 asks
+/// them for 2 minutes.
+pub const KEEPALIVE_S: u16 = 25;
+
+/// A path on which WireGuard's packets came and then come no more is dead after this:
+/// a keepalive is due every [`KEEPALIVE_S`], and WireGuard itself calls for a new
+/// handshake after 15 s (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT).
+const DATA_LIMIT: Duration = Duration::from_secs(40);
+
+/// A path on which no WireGuard packet ever came is dead after this: two handshake
+/// attempts (REKEY_TIMEOUT is 5 s).
+const FIRST_DATA_LIMIT: Duration = Duration::from_secs(11);
+
+/// How often lapsed members and dead paths are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// What the mesh has to know of this node.
+pub struct Settings {
+    /// This node's key.
+    pub own: PublicKey,
+    /// Its WireGuard private key, from which the checks' keys come.
+    pub private_key: [u8; 32],
+    /// The prefixes behind it.
+    pub routes: Vec<IpNet>,
+    /// The static peers and their prefixes.
+    pub fixed: Vec<(PublicKey, Vec<IpNet>)>,
+    /// Where each agent's randomness starts.
+    pub seed: [u8; 32],
+}
+
+/// The mesh as one node knows it.
+pub struct Mesh {
+    settings: Settings,
+    roster: Option<Roster>,
+    peers: BTreeMap<PublicKey, Peer>,
+    usernames: HashMap<Username, PublicKey>,
+    /// When each agent wants to be called, soonest first.
+    deadlines: BTreeSet<(Instant, PublicKey)>,
+    next_sweep: Instant,
+    local: Vec<Candidate>,
+    connected: Vec<IpNet>,
+    services: Vec<IpAddr>,
+    resolved: Resolved,
+    transmits: VecDeque<Transmit>,
+    events: VecDeque<MeshEvent>,
+    agents_made: u64,
+    checks_dropped: u64,
+    /// The two clocks, as they were last handed in.
+    clock: (Instant, SystemTime),
+}
+
+/// What the control loop has to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MeshEvent {
+    /// The set of peers or whose routes are whose changed.
+    Peers,
+    /// The path to a member changed; `None` when there is none.
+    Path {
+        /// The member.
+        node: PublicKey,
+        /// Where to send to.
+        remote: Option<SocketAddr>,
+    },
+    /// A handshake with this member is due.
+    Handshake(PublicKey),
+}
+
+/// What became of a datagram that looked like a check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckOutcome {
+    /// A member's, and genuine.
+    Taken,
+    /// Nobody's that is known: the zone may know more.
+    Stranger,
+    /// Forged, replayed, or from inside the overlay.
+    Dropped,
+}
+
+/// A peer as WireGuard is to have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WirePeer {
+    /// Its key.
+    pub node: PublicKey,
+    /// Where it is, for a peer that is not a member: `None` for a member, whose path
+    /// is told by [`MeshEvent::Path`].
+    pub endpoint: Option<SocketAddr>,
+    /// The prefixes behind it.
+    pub routes: BTreeSet<IpNet>,
+}
+
+struct Peer {
+    agent: Option<Agent>,
+    deadline: Option<Instant>,
+    /// When WireGuard last accepted a packet of it.
+    heard: Option<Instant>,
+    /// How much WireGuard had sent to it when last asked.
+    sent_bytes: u64,
+    /// Since when the path is as it is, or when it was last found dead.
+    path_since: Instant,
+    has_path: bool,
+}
+
+impl Mesh {
+    /// A mesh without members; without a roster it has static peers only.
+    pub fn new(settings: Settings, roster: Option<Roster>, now: Instant, wall: SystemTime) -> Self {
+        let mut mesh = Self {
+            settings,
+            roster,
+            peers: BTreeMap::new(),
+            usernames: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            next_sweep: now + SWEEP,
+            local: Vec::new(),
+            connected: Vec::new(),
+            services: Vec::new(),
+            resolved: Resolved::default(),
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+            agents_made: 0,
+            checks_dropped: 0,
+            clock: (now, wall),
+        };
+        mesh.rearrange(now);
+        mesh.events.push_back(MeshEvent::Peers);
+        mesh
+    }
+
+    /// Takes a whole view of the zone.
+    pub fn handle_zone(
+        &mut self,
+        view: &BTreeMap<PublicKey, InstanceRecords>,
+        now: Instant,
+        wall: SystemTime,
+    ) {
+        self.clock = (now, wall);
+        if self.roster.as_mut().is_some_and(|roster| roster.handle_zone(view, wall)) {
+            self.rearrange(now);
+        }
+    }
+
+    /// Takes the TXT strings of one node, seen on the LAN or kept from the last run.
+    pub fn handle_lan(&mut self, txt: &[Vec<u8>], now: Instant, wall: SystemTime) {
+        self.clock = (now, wall);
+        if self.roster.as_mut().is_some_and(|roster| roster.handle_lan(txt, wall)) {
+            self.rearrange(now);
+        }
+    }
+
+    /// Takes this node's own candidates.
+    pub fn set_candidates(&mut self, candidates: &[Candidate], now: Instant) {
+        if self.local != candidates {
+            self.local = candidates.to_vec();
+            let local = self.local.clone();
+            self.each_agent(now, |agent| agent.set_local_candidates(&local, now));
+        }
+    }
+
+    /// Takes the prefixes of this machine's other interfaces.
+    pub fn set_connected(&mut self, connected: Vec<IpNet>, now: Instant) {
+        if self.connected != connected {
+            self.connected = connected;
+            self.rearrange(now);
+        }
+    }
+
+    /// This node's own addresses, or its NAT's, are others now: no path is sure any
+    /// more until it was checked.
+    pub fn handle_moved(&mut self, now: Instant) {
+        self.each_agent(now, |agent| agent.local_changed(now));
+    }
+
+    /// Takes the addresses of the zone's server and the STUN servers, which no
+    /// peer's route may cover.
+    pub fn set_services(&mut self, services: Vec<IpAddr>, now: Instant) {
+        if self.services != services {
+            self.services = services;
+            self.rearrange(now);
+        }
+    }
+
+    /// Takes a datagram that looks like STUN and is no answer of a STUN server.
+    pub fn handle_check(
+        &mut self,
+        from: SocketAddr,
+        datagram: &[u8],
+        now: Instant,
+    ) -> CheckOutcome {
+        let node = Username::peek(datagram).and_then(|name| self.usernames.get(&name).copied());
+        let Some(node) = node else { return CheckOutcome::Stranger };
+        // Through the tunnel itself every peer can be reached: no path to build it on.
+        let through_tunnel = self.is_overlay(from.ip());
+        let agent = self.peers.get_mut(&node).and_then(|peer| peer.agent.as_mut());
+        let taken = match agent {
+            Some(agent) if !through_tunnel => agent.handle_datagram(from, datagram, now).is_ok(),
+            _ => false,
+        };
+        self.drain(&node, now);
+        if taken {
+            CheckOutcome::Taken
+        } else {
+            self.checks_dropped += 1;
+            CheckOutcome::Dropped
+        }
+    }
+
+    /// WireGuard accepted a packet of this peer, which came from there.
+    pub fn handle_heard(&mut self, node: &PublicKey, from: SocketAddr, at: Instant, now: Instant) {
+        let Some(peer) = self.peers.get_mut(node) else { return };
+        if peer.heard.is_some_and(|heard| heard >= at) {
+            return;
+        }
+        peer.heard = Some(at);
+        if let Some(agent) = &mut peer.agent {
+            agent.note_data_received(from, at);
+        }
+        self.drain(node, now);
+    }
+
+    /// How many bytes WireGuard has sent to this peer so far.
+    pub fn handle_sent(&mut self, node: &PublicKey, bytes: u64, now: Instant) {
+        let Some(peer) = self.peers.get_mut(node) else { return };
+        if std::mem::replace(&mut peer.sent_bytes, bytes) != bytes {
+            self.handle_wanted(node, now);
+        }
+    }
+
+    /// There are packets for this peer.
+    pub fn handle_wanted(&mut self, node: &PublicKey, now: Instant) {
+        Self::with_agent(&mut self.peers, node, |agent| agent.note_data_sent(now));
+        self.drain(node, now);
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant, wall: SystemTime) {
+        self.clock = (now, wall);
+        while let Some((due, node)) = self.deadlines.first().copied() {
+            if due > now {
+                break;
+            }
+            Self::with_agent(&mut self.peers, &node, |agent| agent.handle_timeout(now));
+            self.drain(&node, now);
+            if self.deadlines.first() == Some(&(due, node)) {
+                // An agent that is still due would keep the others waiting.
+                self.set_deadline(&node, Some(now + Duration::from_millis(1)));
+            }
+        }
+        if self.next_sweep <= now {
+            self.next_sweep = now + SWEEP;
+            self.sweep(now, wall);
+        }
+    }
+
+    /// The next datagram to send through WireGuard's socket.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.transmits.pop_front()
+    }
+
+    /// The next thing to do.
+    pub fn poll_event(&mut self) -> Option<MeshEvent> {
+        self.events.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Instant {
+        let first = self.deadlines.first().map(|(due, _)| *due);
+        first.map_or(self.next_sweep, |due| due.min(self.next_sweep))
+    }
+
+    /// The peers as WireGuard is to have them, the static ones too.
+    pub fn wire_peers(&self) -> Vec<WirePeer> {
+        let fixed = self.settings.fixed.iter().map(|(node, _)| (*node, None));
+        let members =
+            self.roster.iter().flat_map(|roster| roster.members()).map(|(node, member)| {
+                let endpoint = match member.said() {
+                    Said::Signed(_) => None,
+                    Said::Bare(bare) => bare.endpoint.socket_addrs().next(),
+                };
+                (*node, endpoint)
+            });
+        let routes = |node: &PublicKey| self.resolved.routes.get(node).cloned().unwrap_or_default();
+        let with_routes = |(node, endpoint)| WirePeer { node, endpoint, routes: routes(&node) };
+        fixed.chain(members).map(with_routes).collect()
+    }
+
+    /// Whose routes are whose, and which claims are not followed.
+    pub fn resolved(&self) -> &Resolved {
+        &self.resolved
+    }
+
+    /// Who is a member.
+    pub fn roster(&self) -> Option<&Roster> {
+        self.roster.as_ref()
+    }
+
+    /// The path to a member.
+    pub fn path(&self, node: &PublicKey) -> Option<SelectedPath> {
+        self.peers.get(node)?.agent.as_ref()?.selected()
+    }
+
+    /// Every pair to a member, for status.
+    pub fn pairs(&self, node: &PublicKey) -> Vec<PairStatus> {
+        let agent = self.peers.get(node).and_then(|peer| peer.agent.as_ref());
+        agent.map(|agent| agent.pairs().collect()).unwrap_or_default()
+    }
+
+    /// How many checks were dropped: forged, replayed, or from inside the overlay.
+    pub fn checks_dropped(&self) -> u64 {
+        self.checks_dropped
+    }
+
+    /// The member or static peer that this text names: by its name, its key, or an
+    /// address that is its own or lies behind it.
+    pub fn find(&self, text: &str) -> Option<PublicKey> {
+        let known = |key: &PublicKey| {
+            let fixed = self.settings.fixed.iter().any(|(fixed, _)| fixed == key);
+            fixed || self.advert(key).is_some() || self.peers.contains_key(key)
+        };
+        if let Ok(key) = text.parse::<PublicKey>() {
+            return Some(key).filter(known);
+        }
+        if let Ok(ip) = text.parse::<IpAddr>() {
+            return self.route_of(ip);
+        }
+        let mut members = self.roster.iter().flat_map(|roster| roster.members());
+        let named =
+            |member: &roster::Member| member.advert().is_some_and(|advert| advert.name == text);
+        members.find(|(_, member)| named(member)).map(|(key, _)| *key)
+    }
+
+    /// A member's advert.
+    pub fn advert(&self, node: &PublicKey) -> Option<&Advert> {
+        self.roster.as_ref()?.get(node)?.advert()
+    }
+
+    /// An overlay address at which this peer answers a ping, if one is known: one that
+    /// it advertises, else that of a host route behind it.
+    pub fn overlay_address(&self, node: &PublicKey) -> Option<IpAddr> {
+        let routes = self.resolved.routes.get(node)?;
+        let advertised = self.advert(node).into_iter().flat_map(|advert| &advert.addresses);
+        let mut inside = advertised.filter(|ip| routes.iter().any(|route| route.contains(*ip)));
+        let host = |route: &&IpNet| route.prefix_len() == route.max_prefix_len();
+        inside.next().copied().or_else(|| routes.iter().find(host).map(IpNet::addr))
+    }
+
+    fn route_of(&self, ip: IpAddr) -> Option<PublicKey> {
+        let all = self.resolved.routes.iter();
+        let routes = all.flat_map(|(node, routes)| routes.iter().map(move |route| (route, node)));
+        let holding = routes.filter(|(route, _)| route.contains(&ip));
+        holding.max_by_key(|(route, _)| route.prefix_len()).map(|(_, node)| *node)
+    }
+
+    fn is_overlay(&self, ip: IpAddr) -> bool {
+        let own = self.settings.routes.iter().any(|route| route.contains(&ip));
+        own || self.resolved.routes.values().flatten().any(|route| route.contains(&ip))
+    }
+
+    /// Brings routes, agents and their candidates in line with the roster.
+    fn rearrange(&mut self, now: Instant) {
+        let resolved = self.claims().resolve();
+        self.tell(&resolved.refused);
+        self.resolved = resolved;
+        let members: BTreeMap<PublicKey, bool> = self
+            .roster
+            .iter()
+            .flat_map(|roster| roster.members())
+            .map(|(node, member)| (*node, member.advert().is_some()))
+            .collect();
+        let gone = |node: &&PublicKey| !members.contains_key(node) && !self.is_fixed(node);
+        let gone: Vec<PublicKey> = self.peers.keys().filter(gone).copied().collect();
+        for node in gone {
+            self.set_deadline(&node, None);
+            self.peers.remove(&node);
+            self.usernames.retain(|_, owner| *owner != node);
+            info!(peer = %node, "forgotten: neither advertised nor heard");
+        }
+        let fixed: Vec<PublicKey> = self.settings.fixed.iter().map(|(node, _)| *node).collect();
+        for node in fixed {
+            self.peers.entry(node).or_insert_with(|| Peer::new(None, now));
+        }
+        for (node, has_advert) in members {
+            let has_agent = self.peers.get(&node).is_some_and(|peer| peer.agent.is_some());
+            if has_advert && !has_agent {
+                let agent = self.new_agent(&node, now);
+                self.peers.insert(node, Peer::new(agent, now));
+                let name = self.advert(&node).map_or("", |advert| &advert.name);
+                info!(peer = %node, name, "found");
+            } else if !has_advert {
+                self.peers.entry(node).or_insert_with(|| Peer::new(None, now));
+            }
+            let remote = self.remote_candidates(&node);
+            Self::with_agent(&mut self.peers, &node, |agent| {
+                agent.set_remote_candidates(&remote, now);
+            });
+            self.drain(&node, now);
+        }
+        self.events.push_back(MeshEvent::Peers);
+    }
+
+    fn claims(&self) -> Claims {
+        let members = || self.roster.iter().flat_map(|roster| roster.members());
+        let mut claims = Claims {
+            own: self.settings.routes.clone(),
+            own_key: Some(self.settings.own),
+            connected: self.connected.clone(),
+            underlay: self.services.clone(),
+            ..Claims::default()
+        };
+        for (node, routes) in &self.settings.fixed {
+            claims.fixed.extend(routes.iter().map(|route| (*node, *route)));
+        }
+        for (node, member) in members() {
+            let routes = match member.said() {
+                Said::Signed(signed) => &signed.advert().routes,
+                Said::Bare(bare) => &bare.routes,
+            };
+            claims.advertised.extend(routes.iter().map(|route| (*node, *route)));
+            let advert = member.advert().into_iter().flat_map(|advert| &advert.candidates);
+            claims.underlay.extend(advert.map(|c| c.addr.ip()).filter(|ip| is_public(*ip)));
+        }
+        claims
+    }
+
+    /// Says once what is not followed, and once when that ends.
+    fn tell(&self, refused: &BTreeSet<Refusal>) {
+        for refusal in refused.difference(&self.resolved.refused) {
+            warn!("{refusal}");
+        }
+        for refusal in self.resolved.refused.difference(refused) {
+            info!("no longer so: {refusal}");
+        }
+    }
+
+    fn is_fixed(&self, node: &PublicKey) -> bool {
+        self.settings.fixed.iter().any(|(fixed, _)| fixed == node)
+    }
+
+    fn new_agent(&mut self, node: &PublicKey, now: Instant) -> Option<Agent> {
+        let Settings { own, private_key, seed, .. } = &self.settings;
+        let keys = match CheckKeys::new(private_key, own.as_bytes(), node.as_bytes()) {
+            Ok(keys) => keys,
+            Err(error) => {
+                warn!(peer = %node, "no path can be sought: {error}");
+                return None;
+            }
+        };
+        self.usernames.insert(keys.inbound_username(), *node);
+        let mut seed = *seed;
+        for (byte, count) in seed.iter_mut().zip(self.agents_made.to_le_bytes()) {
+            *byte ^= count;
+        }
+        self.agents_made += 1;
+        let mut agent = Agent::new(keys, seed, now, self.unix_ms(now));
+        agent.set_local_candidates(&self.local, now);
+        Some(agent)
+    }
+
+    /// Milliseconds since 1970, by the clocks as they were last handed in.
+    fn unix_ms(&self, now: Instant) -> u64 {
+        let (then, wall) = self.clock;
+        let wall = wall + now.saturating_duration_since(then);
+        let since = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The candidates of a member, without those that lie inside the overlay.
+    fn remote_candidates(&self, node: &PublicKey) -> Vec<Candidate> {
+        let advert = self.advert(node).into_iter().flat_map(|advert| &advert.candidates);
+        advert
+            .filter(|candidate| !self.is_overlay(candidate.addr.ip()))
+            .map(|candidate| to_punch(*candidate))
+            .collect()
+    }
+
+    fn sweep(&mut self, now: Instant, wall: SystemTime) {
+        let peers = &self.peers;
+        let heard = |node: &PublicKey| {
+            let heard = peers.get(node).and_then(|peer| peer.heard);
+            heard.is_some_and(|heard| now.saturating_duration_since(heard) < SILENCE_LIMIT)
+        };
+        if self.roster.as_mut().is_some_and(|roster| roster.forget_silent(wall, heard)) {
+            self.rearrange(now);
+        }
+        for (node, peer) in &self.peers {
+            if peer.is_unheard(now) {
+                self.events.push_back(MeshEvent::Handshake(*node));
+            }
+        }
+        let dead: Vec<PublicKey> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.is_deaf(now))
+            .map(|(node, _)| *node)
+            .collect();
+        for node in dead {
+            info!(peer = %node, "checks pass but no WireGuard packet comes: looking for another path");
+            if let Some(peer) = self.peers.get_mut(&node) {
+                peer.path_since = now;
+            }
+            Self::with_agent(&mut self.peers, &node, |agent| agent.note_data_dead(now));
+            self.drain(&node, now);
+        }
+    }
+
+    fn each_agent(&mut self, now: Instant, call: impl Fn(&mut Agent)) {
+        let all: Vec<PublicKey> = self.peers.keys().copied().collect();
+        for node in all {
+            Self::with_agent(&mut self.peers, &node, &call);
+            self.drain(&node, now);
+        }
+    }
+
+    fn with_agent(
+        peers: &mut BTreeMap<PublicKey, Peer>,
+        node: &PublicKey,
+        call: impl FnOnce(&mut Agent),
+    ) {
+        if let Some(agent) = peers.get_mut(node).and_then(|peer| peer.agent.as_mut()) {
+            call(agent);
+        }
+    }
+
+    /// Takes out of an agent all that it has to say.
+    fn drain(&mut self, node: &PublicKey, now: Instant) {
+        let Some(peer) = self.peers.get_mut(node) else { return };
+        let Some(agent) = &mut peer.agent else { return };
+        while let Some(transmit) = agent.poll_transmit() {
+            self.transmits.push_back(transmit);
+        }
+        let mut path = None;
+        while let Some(event) = agent.poll_event() {
+            path = Some(match event {
+                AgentEvent::PathSelected(selected) => Some(selected.remote),
+                AgentEvent::PathLost => None,
+            });
+        }
+        let is_first = !peer.has_path;
+        let deadline = agent.poll_timeout();
+        if let Some(remote) = path {
+            match remote {
+                Some(remote) => info!(peer = %node, %remote, "path"),
+                None => info!(peer = %node, "no path"),
+            }
+            peer.path_since = now;
+            peer.has_path = remote.is_some();
+            self.events.push_back(MeshEvent::Path { node: *node, remote });
+            // One side is enough; the other one follows where nothing comes of it.
+            if remote.is_some() && is_first && self.settings.own < *node {
+                self.events.push_back(MeshEvent::Handshake(*node));
+            }
+        }
+        self.set_deadline(node, deadline);
+    }
+
+    fn set_deadline(&mut self, node: &PublicKey, deadline: Option<Instant>) {
+        let Some(peer) = self.peers.get_mut(node) else { return };
+        if peer.deadline == deadline {
+            return;
+        }
+        if let Some(old) = peer.deadline {
+            self.deadlines.remove(&(old, *node));
+        }
+        peer.deadline = deadline;
+        if let Some(new) = deadline {
+            self.deadlines.insert((new, *node));
+        }
+    }
+}
+
+impl Peer {
+    fn new(agent: Option<Agent>, now: Instant) -> Self {
+        Self { agent, deadline: None, heard: None, sent_bytes: 0, path_since: now, has_path: false }
+    }
+
+    /// Whether nothing came on its path since there is one. One side may have a session
+    /// that the other lost with a restart: only the other knows.
+    fn is_unheard(&self, now: Instant) -> bool {
+        let heard = self.heard.is_some_and(|heard| heard >= self.path_since);
+        self.has_path && !heard && now.saturating_duration_since(self.path_since) >= SWEEP / 2
+    }
+
+    /// Whether it has a path on which WireGuard's packets ought to come and do not.
+    fn is_deaf(&self, now: Instant) -> bool {
+        let limit = match self.heard {
+            Some(heard) if heard >= self.path_since => DATA_LIMIT,
+            _ => FIRST_DATA_LIMIT,
+        };
+        let since = self.heard.map_or(self.path_since, |heard| heard.max(self.path_since));
+        self.has_path && now.saturating_duration_since(since) > limit
+    }
+}
+
+/// A candidate of an advert in the agents' words.
+pub fn to_punch(candidate: zonemesh_discovery::advert::Candidate) -> Candidate {
+    let kind = match candidate.kind {
+        Advertised::Host => CandidateKind::Host,
+        Advertised::ServerReflexive => CandidateKind::ServerReflexive,
+        Advertised::Mapped => CandidateKind::Mapped,
+        Advertised::Relayed => CandidateKind::Relayed,
+    };
+    Candidate { kind, addr: candidate.addr }
+}
+
+#[cfg(test)]
+mod tests;

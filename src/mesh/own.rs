@@ -1,0 +1,269 @@
+//! What this node says of itself: its candidates in order, its advert, when to say
+//! it again.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use ipnet::IpNet;
+use zonemesh_discovery::{
+    advert::{Advert, AdvertError, Candidate, CandidateKind, MAX_CANDIDATES, SignedAdvert, Zone},
+    identity::Identity,
+};
+
+/// How long an advert lasts. Long enough that a zone may be away for a while, short
+/// enough that a node that died without a word is gone within the hour.
+pub const LEASE: Duration = Duration::from_secs(3600);
+
+/// The most reflexive candidates of one family: a NAT that maps by destination shows
+/// another address to each STUN server, and none of them helps a peer for long.
+const MAX_REFLEXIVE: usize = 2;
+
+/// A step of the wall clock after which the advert is dated anew.
+const CLOCK_STEP: Duration = Duration::from_secs(60);
+
+/// This node's advert, kept true.
+#[derive(Debug)]
+pub struct Own {
+    identity: Arc<Identity>,
+    zone: Zone,
+    template: Template,
+    current: Option<Current>,
+    sequence: u64,
+}
+
+/// What an advert says beside candidates and dates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    /// The node's name.
+    pub name: String,
+    /// The overlay addresses of its interface.
+    pub addresses: Vec<IpAddr>,
+    /// The prefixes behind it.
+    pub routes: Vec<IpNet>,
+}
+
+#[derive(Debug)]
+struct Current {
+    advert: Arc<SignedAdvert>,
+    /// As asked for, also where not all of them fitted.
+    candidates: Vec<Candidate>,
+    made: Instant,
+    made_wall: SystemTime,
+}
+
+impl Own {
+    /// `sequence` is the highest that this node has used before.
+    pub fn new(identity: Arc<Identity>, zone: Zone, template: Template, sequence: u64) -> Self {
+        Self { identity, zone, template, current: None, sequence }
+    }
+
+    /// The newest advert, if any was made yet.
+    pub fn advert(&self) -> Option<&Arc<SignedAdvert>> {
+        self.current.as_ref().map(|current| &current.advert)
+    }
+
+    /// Takes a sequence number that was seen on an advert of ours; `true` where the
+    /// next one has to pass it. A forged one cannot come here: it would have to bear
+    /// our signature.
+    pub fn outbid(&mut self, sequence: u64) -> bool {
+        let outbid = sequence > self.sequence;
+        self.sequence = self.sequence.max(sequence);
+        outbid
+    }
+
+    /// Makes a new advert where the candidates changed, half the lease is over, a
+    /// higher sequence number was seen or the wall clock was set; otherwise `None`.
+    ///
+    /// # Errors
+    /// [`AdvertError`] when what there is to say does not fit an advert.
+    pub fn refresh(
+        &mut self,
+        candidates: &[Candidate],
+        now: Instant,
+        wall: SystemTime,
+    ) -> Result<Option<Arc<SignedAdvert>>, AdvertError> {
+        let is_fresh = self.current.as_ref().is_some_and(|current| {
+            current.candidates == candidates
+                && now < current.renew_at()
+                && current.clock_step(now, wall) < CLOCK_STEP
+                && current.advert.advert().sequence >= self.sequence
+        });
+        if is_fresh {
+            return Ok(None);
+        }
+        // Milliseconds since 1970 as the number of the advert: it rises also where the
+        // memory of the last one was lost, unless the clock was set back.
+        let clock = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+        let sequence =
+            u64::try_from(clock).unwrap_or(u64::MAX).max(self.sequence.saturating_add(1));
+        let Template { name, addresses, routes } = self.template.clone();
+        let advert = Advert {
+            node: self.identity.public_key(),
+            name,
+            addresses,
+            routes,
+            candidates: candidates.to_vec(),
+            sequence,
+            expires: wall + LEASE,
+        };
+        let advert = Arc::new(self.sign_what_fits(advert)?);
+        self.sequence = sequence;
+        self.current = Some(Current {
+            advert: Arc::clone(&advert),
+            candidates: candidates.to_vec(),
+            made: now,
+            made_wall: wall,
+        });
+        Ok(Some(advert))
+    }
+
+    /// When the advert has to be made anew at the latest.
+    pub fn renew_at(&self) -> Option<Instant> {
+        self.current.as_ref().map(Current::renew_at)
+    }
+
+    /// Leaves out the last candidates, which are the worst, until the rest fits.
+    fn sign_what_fits(&self, mut advert: Advert) -> Result<SignedAdvert, AdvertError> {
+        loop {
+            match advert.sign(&self.identity, &self.zone) {
+                Err(AdvertError::TooLarge) if advert.candidates.pop().is_some() => {}
+                done => return done,
+            }
+        }
+    }
+}
+
+impl Current {
+    fn renew_at(&self) -> Instant {
+        self.made + LEASE / 2
+    }
+
+    /// How far the wall clock has moved other than the time that passed.
+    fn clock_step(&self, now: Instant, wall: SystemTime) -> Duration {
+        let expected = self.made_wall + now.saturating_duration_since(self.made);
+        wall.duration_since(expected).unwrap_or_else(|earlier| earlier.duration())
+    }
+}
+
+/// The candidates of a node with these addresses, best first, without duplicates:
+/// reflexive ones that are no own address, at most two of a family, then its own.
+pub fn candidates(hosts: &[IpAddr], port: u16, reflexive: &[SocketAddr]) -> Vec<Candidate> {
+    let own: BTreeSet<SocketAddr> = hosts.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
+    let mut chosen: Vec<Candidate> = Vec::new();
+    for v4 in [true, false] {
+        let seen = reflexive.iter().filter(|addr| addr.is_ipv4() == v4 && !own.contains(addr));
+        let kind = CandidateKind::ServerReflexive;
+        chosen.extend(seen.take(MAX_REFLEXIVE).map(|addr| Candidate { kind, addr: *addr }));
+    }
+    let hosts = hosts
+        .iter()
+        .map(|ip| Candidate { kind: CandidateKind::Host, addr: SocketAddr::new(*ip, port) });
+    chosen.extend(hosts);
+    let mut known = BTreeSet::new();
+    // What others would not believe is not said: loopback, multicast, link-local.
+    chosen.retain(|candidate| {
+        candidate.to_string().parse::<Candidate>().is_ok() && known.insert(candidate.addr)
+    });
+    chosen.truncate(MAX_CANDIDATES);
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WALL: Duration = Duration::from_secs(1_800_000_000);
+
+    fn own(sequence: u64) -> Own {
+        let template = Template { name: "a".into(), addresses: vec![], routes: vec![] };
+        let zone = "mesh.example".parse().expect("a zone");
+        Own::new(Arc::new(Identity::from_seed(&[1; 32])), zone, template, sequence)
+    }
+
+    fn some(addr: &str) -> Vec<Candidate> {
+        vec![Candidate {
+            kind: CandidateKind::ServerReflexive,
+            addr: addr.parse().expect("an address"),
+        }]
+    }
+
+    #[test]
+    fn an_advert_is_made_when_something_changed_and_only_then() {
+        let (now, wall) = (Instant::now(), SystemTime::UNIX_EPOCH + WALL);
+        let mut own = own(0);
+        let here = some("198.51.100.1:1");
+        let first = own.refresh(&here, now, wall).expect("fits").expect("the first");
+        let second = Duration::from_secs(1);
+        assert_eq!(own.refresh(&here, now + second, wall + second), Ok(None));
+        let there = some("198.51.100.2:1");
+        let moved = own.refresh(&there, now + second, wall + second).expect("fits").expect("moved");
+        assert!(moved.advert().sequence > first.advert().sequence);
+        let half = second + LEASE / 2;
+        let renewed = own.refresh(&there, now + half, wall + half).expect("fits");
+        assert!(renewed.is_some(), "half the lease is over");
+    }
+
+    #[test]
+    fn the_sequence_rises_though_the_clock_goes_back() {
+        let (now, wall) = (Instant::now(), SystemTime::UNIX_EPOCH + WALL);
+        let ahead = u64::try_from(WALL.as_millis()).expect("fits") + 1_000_000;
+        let mut own = own(ahead);
+        let first = own.refresh(&[], now, wall).expect("fits").expect("the first");
+        assert_eq!(first.advert().sequence, ahead + 1);
+        let back = wall - Duration::from_secs(3600);
+        let dated_anew = own.refresh(&[], now, back).expect("fits").expect("the clock was set");
+        assert_eq!(dated_anew.advert().sequence, ahead + 2);
+        assert_eq!(dated_anew.advert().expires, back + LEASE);
+        assert!(own.outbid(ahead + 10));
+        let outbid = own.refresh(&[], now, back).expect("fits").expect("was outbid");
+        assert_eq!(outbid.advert().sequence, ahead + 11);
+    }
+
+    #[test]
+    fn what_does_not_fit_leaves_out_the_worst_candidates() {
+        let mut own = own(0);
+        own.template.name = "n".repeat(63);
+        own.template.routes = (0..16)
+            .map(|n| format!("fd00:1111:2222:{n:04x}::/64").parse().expect("a prefix"))
+            .collect();
+        let hosts: Vec<IpAddr> = (1..=8)
+            .map(|n| {
+                format!("2001:db8:1111:2222:3333:4444:5555:{n:04x}").parse().expect("an address")
+            })
+            .collect();
+        let all = candidates(&hosts, 51820, &[]);
+        assert_eq!(all.len(), 8);
+        let made = own.refresh(&all, Instant::now(), SystemTime::UNIX_EPOCH + WALL);
+        let made = made.expect("fits").expect("the first");
+        let kept = &made.advert().candidates;
+        assert!(!kept.is_empty() && kept.len() < 8);
+        assert!(all.starts_with(kept));
+    }
+
+    #[test]
+    fn a_public_node_has_no_reflexive_candidate_and_nobody_a_useless_one() {
+        let hosts =
+            ["198.51.100.9", "127.0.0.1", "fe80::1"].map(|ip| ip.parse().expect("an address"));
+        let reflexive = ["198.51.100.9:51820"].map(|addr| addr.parse().expect("an address"));
+        let made = candidates(&hosts, 51820, &reflexive);
+        assert_eq!(
+            made.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["h:198.51.100.9:51820"]
+        );
+    }
+
+    #[test]
+    fn a_nat_that_shows_many_addresses_leaves_room_for_the_others() {
+        let reflexive: Vec<SocketAddr> =
+            (1..=6).map(|port| SocketAddr::from(([198, 51, 100, 7], port))).collect();
+        let hosts = ["192.168.1.5".parse().expect("an address")];
+        let made = candidates(&hosts, 51820, &reflexive);
+        let letters: String =
+            made.iter().map(|candidate| candidate.to_string().remove(0)).collect();
+        assert_eq!(letters, "ssh");
+    }
+}

@@ -1,0 +1,270 @@
+//! Two and three nodes' meshes, joined by a wire without NAT, in virtual time.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use zonemesh_discovery::{
+    advert::{SignedAdvert, Zone},
+    identity::Identity,
+};
+
+use super::{
+    own::{Own, Template},
+    *,
+};
+use crate::config::Trust;
+
+/// How long a datagram is under way.
+const DELAY: Duration = Duration::from_millis(10);
+
+struct World {
+    now: Instant,
+    wall: SystemTime,
+    nodes: Vec<Node>,
+    wire: Vec<(Instant, SocketAddr, SocketAddr, Vec<u8>)>,
+}
+
+struct Node {
+    key: PublicKey,
+    addr: SocketAddr,
+    mesh: Mesh,
+    own: Own,
+    paths: BTreeMap<PublicKey, Option<SocketAddr>>,
+    initiates: Vec<PublicKey>,
+}
+
+fn zone() -> Zone {
+    "mesh.example".parse().expect("a zone")
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().expect("a prefix")
+}
+
+impl World {
+    /// One node for each set of routes.
+    fn new(routes: &[&[&str]]) -> Self {
+        let now = Instant::now();
+        let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let nodes = routes.iter().enumerate().map(|(n, routes)| {
+            let n = u8::try_from(n).expect("few nodes");
+            let identity = Identity::from_seed(&[n; 32]);
+            let key = identity.public_key();
+            let addr = SocketAddr::from(([192, 168, 7, n + 1], 51820));
+            let routes: Vec<IpNet> = routes.iter().map(|route| net(route)).collect();
+            let template = Template {
+                name: format!("node-{n}"),
+                addresses: routes.iter().filter_map(|route| route.hosts().next()).collect(),
+                routes: routes.clone(),
+            };
+            let settings = Settings {
+                own: key,
+                private_key: identity.wireguard_private_key(),
+                routes,
+                fixed: vec![],
+                seed: [n; 32],
+            };
+            let roster = Roster::new(zone(), key, Trust::Zone, vec![]);
+            let mut mesh = Mesh::new(settings, Some(roster), now, wall);
+            mesh.set_candidates(
+                &own::candidates(&[addr.ip()], 51820, &[])
+                    .into_iter()
+                    .map(to_punch)
+                    .collect::<Vec<_>>(),
+                now,
+            );
+            let own = Own::new(Arc::new(identity), zone(), template, 0);
+            Node { key, addr, mesh, own, paths: BTreeMap::new(), initiates: vec![] }
+        });
+        Self { now, wall, nodes: nodes.collect(), wire: vec![] }
+    }
+
+    fn advert(&mut self, n: usize) -> Arc<SignedAdvert> {
+        let node = &mut self.nodes[n];
+        let candidates = own::candidates(&[node.addr.ip()], 51820, &[]);
+        let made = node.own.refresh(&candidates, self.now, self.wall).expect("fits");
+        made.unwrap_or_else(|| Arc::clone(node.own.advert().expect("made before")))
+    }
+
+    /// Everybody reads a zone that holds the adverts of `published`.
+    fn publish(&mut self, published: &[usize]) {
+        let adverts: Vec<_> = published.iter().map(|n| self.advert(*n)).collect();
+        let records = |signed: &Arc<SignedAdvert>| InstanceRecords {
+            node: signed.advert().node,
+            txt: signed.txt().to_vec(),
+            endpoint: signed.advert().endpoint(),
+        };
+        let view = adverts.iter().map(|signed| (signed.advert().node, records(signed))).collect();
+        for node in &mut self.nodes {
+            node.mesh.handle_zone(&view, self.now, self.wall);
+        }
+    }
+
+    /// Lets `time` pass; `cut` says which datagrams are lost.
+    fn run(&mut self, time: Duration, cut: impl Fn(SocketAddr, SocketAddr) -> bool) {
+        let end = self.now + time;
+        while self.now < end {
+            self.now += Duration::from_millis(5);
+            self.wall += Duration::from_millis(5);
+            let now = self.now;
+            let (due, later) =
+                std::mem::take(&mut self.wire).into_iter().partition(|sent| sent.0 <= now);
+            self.wire = later;
+            for (_, from, to, payload) in due {
+                if let Some(node) = self.nodes.iter_mut().find(|node| node.addr == to) {
+                    node.mesh.handle_check(from, &payload, now);
+                }
+            }
+            for node in &mut self.nodes {
+                node.mesh.handle_timeout(now, self.wall);
+                while let Some(transmit) = node.mesh.poll_transmit() {
+                    if !cut(node.addr, transmit.to) {
+                        self.wire.push((now + DELAY, node.addr, transmit.to, transmit.payload));
+                    }
+                }
+                while let Some(event) = node.mesh.poll_event() {
+                    match event {
+                        MeshEvent::Path { node: peer, remote } => {
+                            node.paths.insert(peer, remote);
+                        }
+                        MeshEvent::Handshake(peer) => node.initiates.push(peer),
+                        MeshEvent::Peers => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// WireGuard hears everybody whom it has a path to.
+    fn hear(&mut self) {
+        let now = self.now;
+        for node in &mut self.nodes {
+            for (peer, path) in node.paths.clone() {
+                if let Some(path) = path {
+                    node.mesh.handle_heard(&peer, path, now, now);
+                }
+            }
+        }
+    }
+
+    fn path(&self, from: usize, to: usize) -> Option<SocketAddr> {
+        self.nodes[from].paths.get(&self.nodes[to].key).copied().flatten()
+    }
+}
+
+#[test]
+fn members_find_paths_to_each_other_and_one_side_starts_the_handshake() {
+    let mut world = World::new(&[&["10.42.0.0/24"], &["10.42.1.0/24"], &["10.42.2.0/24"]]);
+    world.publish(&[0, 1, 2]);
+    world.run(Duration::from_millis(400), |_, _| false);
+    for a in 0..3 {
+        for b in (0..3).filter(|b| *b != a) {
+            assert_eq!(world.path(a, b), Some(world.nodes[b].addr), "{a} to {b}");
+            let starts = world.nodes[a].initiates.contains(&world.nodes[b].key);
+            assert_eq!(starts, world.nodes[a].key < world.nodes[b].key);
+        }
+    }
+    let node = &world.nodes[0];
+    let routes = node.mesh.wire_peers().into_iter().map(|peer| (peer.node, peer.routes));
+    let routes: BTreeMap<_, _> = routes.collect();
+    assert_eq!(routes[&world.nodes[1].key], BTreeSet::from([net("10.42.1.0/24")]));
+    assert_eq!(routes[&world.nodes[2].key], BTreeSet::from([net("10.42.2.0/24")]));
+}
+
+#[test]
+fn a_side_that_hears_nothing_starts_the_handshake_too() {
+    let mut world = World::new(&[&[], &[]]);
+    world.publish(&[0, 1]);
+    world.run(Duration::from_millis(400), |_, _| false);
+    world.hear();
+    world.run(Duration::from_secs(3), |_, _| false);
+    let all = |world: &World| world.nodes.iter().map(|node| node.initiates.len()).sum::<usize>();
+    assert_eq!(all(&world), 1, "what is heard needs no other handshake");
+    // One of them restarts: it has no session, and the other does not know.
+    let mut world = World::new(&[&[], &[]]);
+    world.publish(&[0, 1]);
+    world.run(Duration::from_secs(3), |_, _| false);
+    assert!(world.nodes.iter().all(|node| !node.initiates.is_empty()));
+}
+
+#[test]
+fn peers_are_found_by_name_key_and_address() {
+    let mut world = World::new(&[&["10.42.0.0/24"], &["10.42.1.0/24"]]);
+    world.publish(&[0, 1]);
+    let (mesh, other) = (&world.nodes[0].mesh, world.nodes[1].key);
+    for text in ["node-1", &other.to_string(), "10.42.1.77"] {
+        assert_eq!(mesh.find(text), Some(other), "{text}");
+    }
+    assert_eq!(mesh.find("10.42.9.1"), None);
+    assert_eq!(mesh.find("nobody"), None);
+    assert_eq!(mesh.overlay_address(&other), "10.42.1.1".parse().ok());
+}
+
+#[test]
+fn a_member_that_leaves_the_zone_stays_until_it_falls_silent() {
+    let mut world = World::new(&[&["10.42.0.0/24"], &["10.42.1.0/24"]]);
+    world.publish(&[0, 1]);
+    world.run(Duration::from_secs(1), |_, _| false);
+    world.hear();
+    world.publish(&[]);
+    world.run(Duration::from_secs(100), |_, _| false);
+    assert_eq!(world.nodes[0].mesh.wire_peers().len(), 1, "it was heard 100 s ago");
+    world.run(Duration::from_secs(100), |_, _| true);
+    assert!(world.nodes[0].mesh.wire_peers().is_empty());
+}
+
+#[test]
+fn a_path_on_which_only_checks_pass_is_not_kept() {
+    let mut world = World::new(&[&["10.42.0.0/24"], &["10.42.1.0/24"]]);
+    world.publish(&[0, 1]);
+    world.run(Duration::from_secs(1), |_, _| false);
+    assert!(world.path(0, 1).is_some());
+    // Nothing is ever heard: after some time the agent is told.
+    world.run(FIRST_DATA_LIMIT + SWEEP, |_, _| false);
+    let suspect = world.nodes[0].mesh.pairs(&world.nodes[1].key).iter().any(|pair| pair.suspect);
+    assert!(suspect, "the pair is under suspicion");
+}
+
+#[test]
+fn candidates_inside_the_overlay_are_not_used() {
+    let mut world = World::new(&[&["10.42.0.0/24"], &["192.168.7.2/32"]]);
+    world.publish(&[0, 1]);
+    // Node 1 has its own LAN address behind it: it would be reached through itself.
+    world.run(Duration::from_secs(2), |_, _| false);
+    assert_eq!(world.path(0, 1), None);
+}
+
+#[test]
+fn a_stranger_s_check_is_told_apart_from_a_forged_one() {
+    let mut world = World::new(&[&[], &[]]);
+    world.publish(&[0, 1]);
+    let now = world.now;
+    let check = world.nodes[0].mesh.poll_transmit().expect("a check");
+    let from = world.nodes[0].addr;
+    let receiver = &mut world.nodes[1].mesh;
+    let mut forged = check.payload.clone();
+    forged[60] ^= 1;
+    assert_eq!(receiver.handle_check(from, &forged, now), CheckOutcome::Dropped);
+    let mut strange = check.payload.clone();
+    strange[24] ^= 1;
+    assert_eq!(receiver.handle_check(from, &strange, now), CheckOutcome::Stranger);
+    assert_eq!(receiver.handle_check(from, &check.payload, now), CheckOutcome::Taken);
+    assert_eq!(receiver.checks_dropped(), 1);
+}
+
+#[test]
+fn a_mesh_without_a_zone_has_its_static_peers() {
+    let now = Instant::now();
+    let peer = Identity::from_seed(&[9; 32]).public_key();
+    let identity = Identity::from_seed(&[1; 32]);
+    let settings = Settings {
+        own: identity.public_key(),
+        private_key: identity.wireguard_private_key(),
+        routes: vec![],
+        fixed: vec![(peer, vec![net("10.99.0.7/32")])],
+        seed: [0; 32],
+    };
+    let mut mesh = Mesh::new(settings, None, now, SystemTime::now());
+    assert_eq!(mesh.poll_event(), Some(MeshEvent::Peers));
+    let routes = BTreeSet::from([net("10.99.0.7/32")]);
+    assert_eq!(mesh.wire_peers(), [WirePeer { node: peer, endpoint: None, routes }]);
+}

@@ -1,0 +1,513 @@
+//! The control loop of one node.
+//!
+//! [`run`] brings the parts up in the order in which they need each other, then loops:
+//! one event in, the pure machines change, their output goes out. Everything that
+//! happens outside (the zone, mDNS, netlink, the control socket) becomes one
+//! [`Event`] on one bounded queue; what the packet threads hand up has a bounded
+//! queue of its own, so that a flood of datagrams cannot crowd out the rest. The loop
+//! alone owns the control state; no lock guards it. It ends at SIGINT or SIGTERM:
+//! adverts are withdrawn, threads joined, and the device goes with the process.
+
+mod report;
+mod start;
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use ipnet::IpNet;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::sleep_until,
+};
+use tracing::{debug, info, warn};
+use zonemesh_discovery::{
+    advert::SignedAdvert,
+    identity::PublicKey,
+    interfaces::{InterfaceAddress, host_candidates, mdns_interfaces},
+    mdns::{Mdns, MdnsEvent},
+    stun::{ReflexiveClient, StunEvent},
+};
+
+use crate::{
+    apply::Applier,
+    config::Config,
+    control::ControlRequest,
+    dataplane::{DataPlane, EndpointMode, PeerConfig, Upcall},
+    mesh::{
+        CheckOutcome, KEEPALIVE_S, Mesh, MeshEvent,
+        own::{self, Own},
+        to_punch,
+    },
+    plan::Plan,
+    rendezvous::{Rendezvous, ZoneEvent},
+    state::State,
+    tunnel::PresharedKey,
+};
+
+pub use self::report::Echoed;
+
+/// Events that wait for the loop. A source that finds the queue full waits, and with
+/// it only itself.
+const QUEUE: usize = 256;
+
+/// Datagrams that are handled before the loop looks at its timers again.
+const UPCALL_BATCH: usize = 64;
+
+/// How long the first advert waits for a STUN server's answer: longer than most round
+/// trips, short beside the time a peer takes to look at the zone.
+const GATHER_LIMIT: Duration = Duration::from_millis(700);
+
+/// How long later changes of the candidates are collected before they are advertised.
+const ADVERT_DELAY: Duration = Duration::from_millis(100);
+
+/// How often the loop asks the data plane what it has heard.
+const HEARD_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long changes of the peers are collected before they go to disk.
+const SAVE_DELAY: Duration = Duration::from_secs(2);
+
+/// How long to wait before the machine's network is set again where it failed.
+const APPLY_RETRY: Duration = Duration::from_secs(10);
+
+/// Everything that happens outside of the loop.
+#[derive(Debug)]
+pub enum Event {
+    /// From the tasks that talk to the zone.
+    Zone(ZoneEvent),
+    /// From the LAN.
+    Lan(MdnsEvent),
+    /// This machine's addresses, after a change.
+    Interfaces(Vec<InterfaceAddress>),
+    /// Somebody at the control socket.
+    Control(ControlRequest),
+    /// An echo that somebody asked for came back, or did not.
+    Echoed(Echoed),
+}
+
+/// Runs a node until SIGINT or SIGTERM.
+///
+/// # Errors
+/// When a part that the node cannot do without does not start; the message says
+/// what to do.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (mut node, mut upcalls, mut events) = Node::start(config).await?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        info!(node = %node.public_key, name = node.config.node.name, port = node.port, "up");
+        loop {
+            node.settle().await;
+            let due = node.poll_timeout();
+            tokio::select! {
+                Some(event) = events.recv() => node.handle(event),
+                event = heard_on_lan(&mut node.mdns) => node.handle(Event::Lan(event)),
+                Some(upcall) = upcalls.recv() => {
+                    node.handle_upcall(upcall);
+                    for _ in 1..UPCALL_BATCH {
+                        let Ok(upcall) = upcalls.try_recv() else { break };
+                        node.handle_upcall(upcall);
+                    }
+                }
+                () = sleep_until(due.into()) => {}
+                _ = interrupt.recv() => break,
+                _ = terminate.recv() => break,
+            }
+            node.handle_timeout();
+            if node.failed.is_some() {
+                break;
+            }
+        }
+        info!("stopping");
+        match node.stop().await {
+            Some(reason) => anyhow::bail!("the data plane failed: {reason}"),
+            None => Ok(()),
+        }
+    })
+}
+
+/// The next thing heard on the LAN; never, without mDNS.
+async fn heard_on_lan(mdns: &mut Option<Mdns>) -> MdnsEvent {
+    match mdns {
+        Some(mdns) => mdns.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The control state of a node.
+struct Node {
+    config: Config,
+    public_key: PublicKey,
+    port: u16,
+    state: State,
+    data: DataPlane,
+    applier: Applier,
+    mesh: Mesh,
+    stun: ReflexiveClient,
+    /// Without a zone there is nothing to advertise.
+    own: Option<Own>,
+    rendezvous: Option<Rendezvous>,
+    mdns: Option<Mdns>,
+    lan_interfaces: Vec<String>,
+    /// The prefixes that it advertises.
+    routes: Vec<IpNet>,
+    events: mpsc::Sender<Event>,
+    hosts: Vec<IpAddr>,
+    zone: ZoneState,
+    due: Due,
+    /// Why the data plane ended, if it did.
+    failed: Option<String>,
+}
+
+/// What is known of the zone's server.
+#[derive(Debug, Default)]
+struct ZoneState {
+    server: Option<SocketAddr>,
+    stun_servers: Vec<SocketAddr>,
+    browse_error: Option<String>,
+    publish_error: Option<String>,
+    /// Whether it was read at least once.
+    read: bool,
+    /// Whether the newest advert is in it.
+    published: bool,
+}
+
+/// When what is to be done.
+#[derive(Debug)]
+struct Due {
+    advert: Option<Instant>,
+    heard: Instant,
+    save: Option<Instant>,
+    apply: Option<Instant>,
+}
+
+impl Node {
+    fn handle(&mut self, event: Event) {
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        match event {
+            Event::Zone(event) => self.handle_zone(event, now, wall),
+            Event::Lan(MdnsEvent::Found { txt }) => self.mesh.handle_lan(&txt, now, wall),
+            Event::Lan(MdnsEvent::Flooded) => warn!("mDNS rests: the LAN is flooded with records"),
+            Event::Interfaces(addresses) => self.handle_interfaces(&addresses, now),
+            Event::Control(control) => self.handle_control(control),
+            Event::Echoed(echoed) => self.handle_echoed(echoed),
+        }
+    }
+
+    fn handle_zone(&mut self, event: ZoneEvent, now: Instant, wall: SystemTime) {
+        match event {
+            ZoneEvent::View(view) => {
+                self.zone.read = true;
+                self.mesh.handle_zone(&view, now, wall);
+                let seen = self.mesh.roster().map_or(0, |roster| roster.own_sequence());
+                if let Some(own) = &mut self.own
+                    && own.outbid(seen)
+                {
+                    self.due.advert = Some(now);
+                }
+            }
+            ZoneEvent::StunServers(servers) => {
+                self.zone.stun_servers.clone_from(&servers);
+                self.stun.set_servers(&servers, now);
+                self.tell_services(now);
+            }
+            ZoneEvent::Browse(server, outcome) => {
+                self.zone.server = Some(server);
+                self.zone.browse_error = outcome.err();
+                self.tell_services(now);
+            }
+            ZoneEvent::Publish(server, outcome) => {
+                self.zone.server = Some(server);
+                self.zone.published = outcome.is_ok();
+                self.zone.publish_error = outcome.err();
+            }
+            ZoneEvent::NoServer(error) => self.zone.browse_error = Some(error),
+        }
+    }
+
+    fn handle_interfaces(&mut self, addresses: &[InterfaceAddress], now: Instant) {
+        let overlay = self.config.interface.name.clone();
+        let hosts: Vec<IpAddr> = host_candidates(addresses, &overlay)
+            .into_iter()
+            .filter(|ip| !self.config.interface.routes.iter().any(|route| route.contains(ip)))
+            .collect();
+        let connected = addresses.iter().filter(|address| address.name != overlay);
+        let connected: BTreeSet<IpNet> = connected
+            .filter_map(|address| IpNet::new(address.addr, address.prefix_len).ok())
+            .map(|prefix| prefix.trunc())
+            .collect();
+        let moved = self.hosts != hosts;
+        if moved {
+            debug!(?hosts, "host addresses");
+            self.hosts = hosts;
+            let local: Vec<SocketAddr> =
+                self.hosts.iter().map(|ip| SocketAddr::new(*ip, self.port)).collect();
+            self.stun.set_local_addresses(&local);
+            self.stun.refresh(now);
+            self.hurry_advert(now);
+        }
+        self.mesh.set_connected(connected.into_iter().collect(), now);
+        if moved {
+            self.mesh.set_candidates(&self.local_candidates(), now);
+            self.mesh.handle_moved(now);
+        }
+        let wanted = mdns_interfaces(addresses, &self.config.mdns.interfaces, &overlay);
+        if let Some(mdns) = &mut self.mdns
+            && let Err(error) = mdns.set_interfaces(&wanted)
+        {
+            warn!("{error}");
+        }
+        self.lan_interfaces = wanted;
+    }
+
+    fn handle_upcall(&mut self, upcall: Upcall) {
+        let now = Instant::now();
+        match upcall {
+            Upcall::Stun { from, bytes, .. } => {
+                if self.stun.handle_datagram(from, &bytes, now) {
+                    return;
+                }
+                if self.mesh.handle_check(from, &bytes, now) == CheckOutcome::Stranger {
+                    self.ask_zone();
+                }
+            }
+            Upcall::Knock { key, from } => {
+                debug!(%key, %from, "a stranger knocks");
+                self.ask_zone();
+            }
+            Upcall::NoPath { peer } => self.mesh.handle_wanted(&peer, now),
+            Upcall::Handshake { peer, from } => {
+                info!(%peer, %from, "session");
+                self.mesh.handle_heard(&peer, from, now, now);
+            }
+            Upcall::SourceChanged { peer, from } => self.mesh.handle_heard(&peer, from, now, now),
+            Upcall::Failed { reason } => self.failed = Some(reason),
+        }
+    }
+
+    fn handle_timeout(&mut self) {
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        self.stun.handle_timeout(now);
+        if self.due.heard <= now {
+            self.due.heard = now + HEARD_INTERVAL;
+            for report in self.data.peers_report() {
+                if let Some((at, from)) = report.last_received {
+                    self.mesh.handle_heard(&report.public_key, from, at, now);
+                }
+                self.mesh.handle_sent(&report.public_key, report.tx_bytes, now);
+            }
+        }
+        self.mesh.handle_timeout(now, wall);
+        let renew = self.own.as_ref().and_then(Own::renew_at);
+        if self.due.advert.is_some_and(|due| due <= now) || renew.is_some_and(|due| due <= now) {
+            self.due.advert = None;
+            self.advertise(now, wall);
+        }
+        if self.due.save.is_some_and(|due| due <= now) {
+            self.due.save = None;
+            self.save_peers();
+        }
+    }
+
+    fn poll_timeout(&self) -> Instant {
+        let fixed = [self.due.heard, self.mesh.poll_timeout()];
+        let renew = self.own.as_ref().and_then(Own::renew_at);
+        let Due { advert, save, apply, .. } = self.due;
+        let others = [self.stun.poll_timeout(), renew, advert, save, apply].into_iter().flatten();
+        fixed.into_iter().chain(others).min().expect("at least two")
+    }
+
+    /// Lets out what the machines have to say until they are silent.
+    async fn settle(&mut self) {
+        let now = Instant::now();
+        while let Some(event) = self.stun.poll_event() {
+            match event {
+                StunEvent::Changed => {
+                    let reflexive: Vec<SocketAddr> = self.stun.reflexive().collect();
+                    info!(?reflexive, "reflexive addresses");
+                    self.mesh.set_candidates(&self.local_candidates(), now);
+                    self.mesh.handle_moved(now);
+                    self.hurry_advert(now);
+                }
+                StunEvent::ServerAnswered { server } => info!(%server, "STUN server answers"),
+                StunEvent::ServerSilent { server } => warn!(%server, "STUN server does not answer"),
+                StunEvent::Behaviour(behaviour) => info!(
+                    mapping = %behaviour.mapping, filtering = %behaviour.filtering, "NAT behaviour"
+                ),
+            }
+        }
+        while let Some(transmit) = self.stun.poll_transmit() {
+            self.data.send(transmit.to, &transmit.payload);
+        }
+        let mut peers_changed = false;
+        let mut others = Vec::new();
+        while let Some(event) = self.mesh.poll_event() {
+            match event {
+                MeshEvent::Peers => peers_changed = true,
+                other => others.push(other),
+            }
+        }
+        // A path needs its peer to be there first.
+        if peers_changed {
+            self.publish_peers();
+            self.due.save.get_or_insert(now + SAVE_DELAY);
+        }
+        for event in others {
+            match event {
+                MeshEvent::Path { node, remote } => {
+                    self.data.set_path(&node, remote);
+                    if remote.is_none() {
+                        // It may have moved, and said so in the zone.
+                        self.ask_zone();
+                    }
+                }
+                MeshEvent::Handshake(node) => {
+                    self.data.initiate(&node);
+                }
+                MeshEvent::Peers => {}
+            }
+        }
+        while let Some(transmit) = self.mesh.poll_transmit() {
+            self.data.send(transmit.to, &transmit.payload);
+        }
+        if peers_changed || self.due.apply.is_some_and(|due| due <= now) {
+            self.apply(now).await;
+        }
+    }
+
+    /// Hands the data plane the peers; it keeps the sessions of those that stay.
+    fn publish_peers(&mut self) {
+        let peers = self.mesh.wire_peers().into_iter().map(|peer| {
+            let fixed = self.config.peers.iter().find(|fixed| fixed.public_key == peer.node);
+            let is_member = self.mesh.advert(&peer.node).is_some();
+            let mode = match fixed {
+                Some(fixed) => EndpointMode::Roaming(fixed.endpoint),
+                None if is_member => EndpointMode::Managed,
+                None => EndpointMode::Roaming(peer.endpoint),
+            };
+            let keepalive = fixed.map_or(Some(KEEPALIVE_S), |fixed| fixed.keepalive);
+            let preshared_key = fixed.and_then(|fixed| fixed.preshared_key.as_ref());
+            PeerConfig {
+                public_key: peer.node,
+                preshared_key: preshared_key.map(|key| PresharedKey::from_bytes(*key.expose())),
+                keepalive,
+                allowed: peer.routes.into_iter().collect(),
+                mode,
+            }
+        });
+        let peers: Vec<PeerConfig> = peers.collect();
+        self.data.set_peers(&peers);
+        for peer in &peers {
+            if peer.mode == EndpointMode::Managed {
+                self.data.set_path(
+                    &peer.public_key,
+                    self.mesh.path(&peer.public_key).map(|path| path.remote),
+                );
+            }
+        }
+    }
+
+    async fn apply(&mut self, now: Instant) {
+        let plan = Plan::new(&self.config.interface.addresses, self.mesh.resolved());
+        self.due.apply = match self.applier.apply(&plan).await {
+            Ok(0) => None,
+            Ok(_) => Some(now + APPLY_RETRY),
+            Err(error) => {
+                warn!("{error}");
+                Some(now + APPLY_RETRY)
+            }
+        };
+    }
+
+    fn local_candidates(&self) -> Vec<zonemesh_punch::Candidate> {
+        self.candidates().into_iter().map(to_punch).collect()
+    }
+
+    fn candidates(&self) -> Vec<zonemesh_discovery::advert::Candidate> {
+        let reflexive: Vec<SocketAddr> = self.stun.reflexive().collect();
+        own::candidates(&self.hosts, self.port, &reflexive)
+    }
+
+    /// Has the advert looked at soon: at once where it is the first that knows a
+    /// reflexive address.
+    fn hurry_advert(&mut self, now: Instant) {
+        let has_reflexive = self.stun.reflexive().next().is_some();
+        let said_before = self.own.as_ref().is_some_and(|own| own.advert().is_some());
+        let due = match (said_before, has_reflexive) {
+            (true, _) => now + ADVERT_DELAY,
+            (false, true) => now,
+            // The wait for the first answer goes on.
+            (false, false) => return,
+        };
+        self.due.advert = Some(self.due.advert.map_or(due, |known| known.min(due)));
+    }
+
+    fn advertise(&mut self, now: Instant, wall: SystemTime) {
+        let candidates = self.candidates();
+        let Some(own) = &mut self.own else { return };
+        match own.refresh(&candidates, now, wall) {
+            Ok(None) => {}
+            Ok(Some(advert)) => {
+                if let Err(error) = self.state.save_sequence(advert.advert().sequence) {
+                    warn!("cannot keep the advert's number: {error}");
+                }
+                self.send_advert(&advert);
+            }
+            Err(error) => warn!("no advert can be made: {error}"),
+        }
+    }
+
+    fn send_advert(&mut self, advert: &Arc<SignedAdvert>) {
+        self.zone.published = false;
+        if let Some(rendezvous) = &self.rendezvous {
+            rendezvous.publish(Arc::clone(advert));
+        }
+        if let Some(mdns) = &mut self.mdns
+            && let Err(error) = mdns.publish(advert, self.port)
+        {
+            warn!("cannot advertise on the LAN: {error}");
+        }
+    }
+
+    fn save_peers(&self) {
+        let members = self.mesh.roster().into_iter().flat_map(|roster| roster.members());
+        let adverts = members.filter_map(|(_, member)| member.signed());
+        if let Err(error) = self.state.save_peers(adverts) {
+            warn!("cannot keep the peers: {error}");
+        }
+    }
+
+    fn ask_zone(&self) {
+        if let Some(rendezvous) = &self.rendezvous {
+            rendezvous.ask();
+        }
+    }
+
+    fn tell_services(&mut self, now: Instant) {
+        let stun = self.config.stun_servers.iter().chain(&self.zone.stun_servers);
+        let services = stun.chain(&self.zone.server).map(SocketAddr::ip);
+        self.mesh.set_services(services.collect(), now);
+    }
+
+    /// Leaves the zone and the LAN; the data plane ends when it is dropped. Gives the
+    /// reason where the node did not stop by itself.
+    async fn stop(self) -> Option<String> {
+        let lan = async {
+            if let Some(mdns) = self.mdns {
+                mdns.stop().await;
+            }
+        };
+        let zone = async {
+            if let Some(rendezvous) = self.rendezvous {
+                rendezvous.stop().await;
+            }
+        };
+        tokio::join!(lan, zone);
+        self.failed
+    }
+}

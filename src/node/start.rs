@@ -1,0 +1,221 @@
+//! Bringing a node up, part by part.
+
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use anyhow::Context;
+use ipnet::IpNet;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+use zonemesh_discovery::{
+    identity::{Identity, PublicKey},
+    interfaces::InterfaceMonitor,
+    mdns::Mdns,
+    stun::ReflexiveClient,
+    zone::TsigKey,
+};
+
+use super::{Due, Event, GATHER_LIMIT, HEARD_INTERVAL, Node, QUEUE, ZoneState};
+use crate::{
+    apply::Applier,
+    config::{Config, Trust, ZoneConfig},
+    control::ControlServer,
+    dataplane::{self, DataPlane, Upcall},
+    mesh::{
+        Mesh, Settings,
+        own::{Own, Template},
+        roster::Roster,
+    },
+    rendezvous::{self, Rendezvous},
+    state::State,
+};
+
+/// WireGuard's usual MTU: 1,500 less IPv6 (40), UDP (8) and WireGuard (32).
+const DEFAULT_MTU: u16 = 1420;
+
+impl Node {
+    /// Brings up everything; gives the node with the queues that its loop reads.
+    pub(super) async fn start(
+        config: Config,
+    ) -> anyhow::Result<(Self, mpsc::Receiver<Upcall>, mpsc::Receiver<Event>)> {
+        for warning in &config.warnings {
+            warn!("{warning}");
+        }
+        if config.trust == Trust::Zone && config.zone.is_some() {
+            warn!("{TRUST_WARNING}");
+        }
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        let mut state = State::open(&config.node.state_dir)?;
+        let identity = Arc::new(state.identity()?);
+        let (sender, events) = mpsc::channel(QUEUE);
+
+        // Before the device: whoever holds the socket is another daemon.
+        let control = ControlServer::bind(&config.control_socket)?;
+        let kept_port = state.port();
+        let (data, upcalls) = start_data_plane(&config, &identity, kept_port)?;
+        let port = data.port();
+        if kept_port != Some(port) {
+            state.save_port(port).context("cannot keep the port")?;
+        }
+        let applier = Applier::new(data.interface().1)?;
+        applier.bring_up(config.interface.mtu.unwrap_or(DEFAULT_MTU)).await?;
+        tokio::spawn(control.run(sender.clone()));
+
+        let routes = own_routes(&config);
+        let zone = config.zone.clone();
+        let roster = zone.as_ref().map(|zone| roster(&config, zone, identity.public_key()));
+        let own = zone.as_ref().map(|zone| {
+            let addresses = config.interface.addresses.iter().map(IpNet::addr).collect();
+            let name = config.node.name.clone();
+            let template = Template { name, addresses, routes: routes.clone() };
+            Own::new(Arc::clone(&identity), zone.name.clone(), template, state.sequence())
+        });
+        let settings = Settings {
+            own: identity.public_key(),
+            private_key: identity.wireguard_private_key(),
+            routes: routes.clone(),
+            fixed: config.peers.iter().map(|peer| (peer.public_key, peer.routes.clone())).collect(),
+            seed: rand::random(),
+        };
+        let mut mesh = Mesh::new(settings, roster, now, wall);
+        for txt in state.load_peers() {
+            mesh.handle_lan(&txt, now, wall);
+        }
+        let mut stun = ReflexiveClient::new(rand::random());
+        stun.set_servers(&config.stun_servers, now);
+
+        let mut node = Self {
+            public_key: identity.public_key(),
+            port,
+            state,
+            data,
+            applier,
+            mesh,
+            stun,
+            own,
+            rendezvous: None,
+            mdns: None,
+            lan_interfaces: Vec::new(),
+            routes,
+            events: sender.clone(),
+            hosts: Vec::new(),
+            zone: ZoneState::default(),
+            due: Due {
+                advert: Some(now + GATHER_LIMIT),
+                heard: now + HEARD_INTERVAL,
+                save: None,
+                apply: None,
+            },
+            failed: None,
+            config,
+        };
+        node.start_monitor(&sender, now).await;
+        if let Some(zone) = &zone {
+            node.rendezvous = Some(start_rendezvous(&node.config, zone, node.public_key, &sender)?);
+            node.start_mdns();
+        }
+        node.tell_services(now);
+        Ok((node, upcalls, events))
+    }
+
+    /// Host addresses now, and an event for each later change.
+    async fn start_monitor(&mut self, events: &mpsc::Sender<Event>, now: Instant) {
+        let mut monitor = match InterfaceMonitor::start().await {
+            Ok(monitor) => monitor,
+            Err(error) => {
+                warn!("host addresses are not known: {error}");
+                return;
+            }
+        };
+        self.handle_interfaces(monitor.addresses(), now);
+        let events = events.clone();
+        tokio::spawn(async move {
+            loop {
+                match monitor.changed().await {
+                    Ok(addresses) => {
+                        let event = Event::Interfaces(addresses.to_vec());
+                        if events.send(event).await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(error) => warn!("{error}"),
+                }
+            }
+        });
+    }
+
+    /// Advertises and browses on the LAN too. Without it the zone still does.
+    fn start_mdns(&mut self) {
+        if !self.config.mdns.enabled {
+            return;
+        }
+        match Mdns::start(&self.lan_interfaces) {
+            Ok(mdns) => self.mdns = Some(mdns),
+            Err(error) => warn!("not on the LAN: {error}"),
+        }
+    }
+}
+
+/// What `trust = "zone"` means, for the log and for `status`.
+pub(super) const TRUST_WARNING: &str = "network.trust is \"zone\": whoever may write in the zone \
+     may join this mesh; to accept nodes by name, set trust = \"listed\" and list their keys";
+
+fn start_data_plane(
+    config: &Config,
+    identity: &Identity,
+    kept_port: Option<u16>,
+) -> anyhow::Result<(DataPlane, mpsc::Receiver<Upcall>)> {
+    let settings = |port| dataplane::Config {
+        interface: config.interface.name.clone(),
+        private_key: identity.wireguard_private_key(),
+        listen_port: port,
+    };
+    match (config.interface.listen_port, kept_port) {
+        // A port of our own choice is kept, unless somebody else has it by now.
+        (0, Some(kept)) => DataPlane::start(&settings(kept)).or_else(|error| {
+            info!("port {kept}, used last time, cannot be had again: {error}");
+            DataPlane::start(&settings(0))
+        }),
+        (port, _) => DataPlane::start(&settings(port)),
+    }
+    .map_err(anyhow::Error::from)
+}
+
+/// What is behind this node: the configured prefixes, and its own overlay addresses
+/// where they lie outside of them, so that a node can be reached in any case.
+fn own_routes(config: &Config) -> Vec<IpNet> {
+    let mut routes = config.interface.routes.clone();
+    for address in config.interface.addresses.iter().map(IpNet::addr) {
+        if !routes.iter().any(|route| route.contains(&address)) {
+            routes.push(IpNet::from(address));
+        }
+    }
+    routes
+}
+
+fn roster(config: &Config, zone: &ZoneConfig, own: PublicKey) -> Roster {
+    let fixed = config.peers.iter().map(|peer| peer.public_key).collect();
+    Roster::new(zone.name.clone(), own, config.trust.clone(), fixed)
+}
+
+fn start_rendezvous(
+    config: &Config,
+    zone: &ZoneConfig,
+    node: PublicKey,
+    events: &mpsc::Sender<Event>,
+) -> anyhow::Result<Rendezvous> {
+    let tsig = zone
+        .tsig
+        .as_ref()
+        .map(|tsig| TsigKey::new(&tsig.name, tsig.algorithm.name(), tsig.secret.expose()));
+    let settings = rendezvous::Settings {
+        zone: zone.name.clone(),
+        server: zone.server,
+        tsig: tsig.transpose().context("zone.tsig")?,
+        node,
+        ask_stun: config.stun_servers.is_empty(),
+    };
+    Ok(Rendezvous::start(settings, events.clone()))
+}

@@ -29,9 +29,15 @@
 //! the answer never longer than the request, and nothing at all for what does not
 //! verify.
 //!
+//! A node with several addresses of one family should send from the one that it was
+//! sent to (`IP_PKTINFO`). Where the kernel answers from another, the pair stays
+//! silent, and the pair of the other address is used.
+//!
 //! Left out on purpose: foundations and frozen pairs (RFC 8445 §6.1.2.6; there is
 //! one component and few pairs), role conflicts (the keys decide), error responses,
 //! and port prediction for NATs that choose ports at random.
+
+mod select;
 
 use std::{
     collections::VecDeque,
@@ -45,8 +51,9 @@ use crate::{
     budget::Budget,
     candidate::{Candidate, CandidateKind, canonical},
     check::{Answer, Check, CheckKeys, OpenError, Request, Username},
-    pair::{self, Pair, State, Tier, Use},
+    pair::{self, Pair, Tier},
     replay::{Old, Replay},
+    status::{Event, PairStatus, SelectedPath, Transmit},
 };
 
 /// The most candidates of the peer that are used: as many as an advert carries.
@@ -74,66 +81,14 @@ const CHALLENGE_INTERVAL: Duration = Duration::from_secs(1);
 const LEARN_INTERVAL: Duration = Duration::from_secs(15);
 const LEARN_BURST: u32 = 8;
 
-/// How long an answer is still taken for one (a minute-long queue is no path).
+/// How long an answer is waited for: what queues longer than that is no path.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// How often a sign of life from the peer restarts fast probing of all pairs.
 const WAKE_INTERVAL: Duration = Duration::from_secs(120);
 
-/// A learned pair that never answers is forgotten.
-const LEARNED_FOR: Duration = Duration::from_secs(30);
-
-/// Data within this makes the selected pair an active one.
-const ACTIVE_FOR: Duration = Duration::from_secs(10);
-
-/// WireGuard's packets within this hold a pair although its checks are lost: the
-/// peer still uses it, so it gets answers there.
-const DATA_HOLDS_FOR: Duration = Duration::from_secs(2);
-
-/// So many of the best pairs are kept ready to fall back on.
-const SPARES: usize = 2;
-
-/// Within a tier, a pair must be faster by both of these, so many answers running,
-/// to take over: a change of path costs reordered packets.
-const GAIN_RATIO: f64 = 0.7;
-const GAIN: Duration = Duration::from_millis(5);
-const GAIN_ANSWERS: u32 = 3;
-
 /// The most datagrams that wait for [`Agent::poll_transmit`].
 const MAX_QUEUED: usize = 64;
-
-/// A datagram to be sent through the socket that WireGuard uses.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Transmit {
-    /// Where to.
-    pub to: SocketAddr,
-    /// The UDP payload.
-    pub payload: Vec<u8>,
-}
-
-/// What changed about the path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event {
-    /// Send WireGuard's packets there from now on.
-    PathSelected(SelectedPath),
-    /// No pair works any more.
-    PathLost,
-}
-
-/// The way to the peer that is in use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SelectedPath {
-    /// The peer's address.
-    pub remote: SocketAddr,
-    /// This node's own address as the peer sees it, once an answer has told it.
-    pub own: Option<SocketAddr>,
-    /// What kind of the peer's candidates the address is.
-    pub kind: CandidateKind,
-    /// How good a way it is.
-    pub tier: Tier,
-    /// The smoothed round trip of checks.
-    pub rtt: Duration,
-}
 
 /// Why a datagram had no effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
@@ -303,9 +258,16 @@ impl Agent {
     /// WireGuard authenticated data that came from `from`.
     pub fn note_data_received(&mut self, from: SocketAddr, now: Instant) {
         self.last_data = Some(now);
-        if let Some(pair) = self.pair_mut(canonical(from)) {
-            pair.last_data = Some(now);
-            pair.suspect_until = None;
+        let from = canonical(from);
+        match self.pair_mut(from) {
+            Some(pair) => pair.note_data(now),
+            // The peer's NAT maps anew, and its data is here before its checks.
+            None => {
+                if let Some(pair) = self.pair_or_learn(from, now) {
+                    pair.heard(now);
+                    self.drive(now);
+                }
+            }
         }
     }
 
@@ -315,7 +277,7 @@ impl Agent {
         if let Some(pair) = self.selected.and_then(|remote| self.pair_mut(remote))
             && !pair.is_suspect(now)
         {
-            pair.suspect_until = Some(now + pair::SUSPECT_FOR);
+            pair.suspect(now);
             self.recheck(now);
         }
         self.drive(now);
@@ -471,115 +433,6 @@ impl Agent {
         }
     }
 
-    /// Ends what has failed.
-    fn retire(&mut self, now: Instant) {
-        let mut lost = false;
-        for pair in &mut self.pairs {
-            let held = pair.last_data.is_some_and(|at| now < at + DATA_HOLDS_FOR);
-            if pair.is_valid() && pair.unanswered() >= pair::LOSSES && pair.due <= now && !held {
-                pair.restart(now);
-                lost |= Some(pair.remote) == self.selected;
-            }
-        }
-        self.pairs.retain(|pair| match pair.state {
-            State::Probing { since, .. } => pair.listed || now < since + LEARNED_FOR,
-            State::Valid { .. } => true,
-        });
-        if lost {
-            self.selected = None;
-            self.recheck(now);
-        }
-    }
-
-    /// Selects the best pair, with reluctance.
-    fn select(&mut self, now: Instant) {
-        let locals = &self.locals;
-        let ranked = |pair: &Pair| pair.rank(locals, now).map(|rank| (rank, pair.remote));
-        let Some((best, best_remote)) = self.pairs.iter().filter_map(ranked).min() else {
-            self.selected = None;
-            return;
-        };
-        let rank_of =
-            |remote| self.pairs.iter().find(|pair| pair.remote == remote)?.rank(locals, now);
-        let current = self.selected.and_then(rank_of);
-        let nominated = match self.nominated {
-            Some((remote, _)) if !self.keys.controlling() => {
-                rank_of(remote).filter(|rank| !rank.suspect).map(|_| remote)
-            }
-            _ => None,
-        };
-        let choice = match (nominated, current) {
-            (Some(nominated), _) => nominated,
-            (None, Some(current)) => {
-                let better = (best.suspect, best.tier) < (current.suspect, current.tier);
-                let faster = match self.gaining {
-                    Some((remote, answers)) if answers >= GAIN_ANSWERS => Some(remote),
-                    _ => None,
-                };
-                match (better, faster) {
-                    (true, _) => best_remote,
-                    (false, Some(remote)) => remote,
-                    (false, None) => return,
-                }
-            }
-            (None, None) => best_remote,
-        };
-        if self.selected != Some(choice) {
-            self.selected = Some(choice);
-            self.told = false;
-            self.gaining = None;
-            // The peer is told of the nomination at once.
-            if self.keys.controlling()
-                && let Some(pair) = self.pair_mut(choice)
-            {
-                pair.urgent = true;
-                pair.due = now;
-            }
-        }
-    }
-
-    /// Counts how often in a row `remote` was notably faster than the selected pair.
-    fn note_gain(&mut self, remote: SocketAddr, now: Instant) {
-        if !self.keys.controlling() || self.selected == Some(remote) {
-            return;
-        }
-        let locals = &self.locals;
-        let find = |remote| self.pairs.iter().find(|pair| Some(pair.remote) == remote);
-        let (Some(selected), Some(pair)) = (find(self.selected), find(Some(remote))) else {
-            return;
-        };
-        let (Some(old), Some(new)) = (selected.rtt(), pair.rtt()) else { return };
-        let gains = pair.tier(locals) == selected.tier(locals)
-            && !pair.is_suspect(now)
-            && new < old.mul_f64(GAIN_RATIO)
-            && new + GAIN < old;
-        self.gaining = match self.gaining {
-            Some((before, answers)) if gains && before == remote => Some((remote, answers + 1)),
-            Some((before, answers)) if before != remote => Some((before, answers)),
-            _ if gains => Some((remote, 1)),
-            _ => None,
-        };
-    }
-
-    fn usage(&self, remote: SocketAddr, now: Instant) -> Use {
-        let Some(pair) = self.pairs.iter().find(|pair| pair.remote == remote) else {
-            return Use::Unwanted;
-        };
-        if self.selected == Some(remote) {
-            let active = self.last_data.is_some_and(|at| now < at + ACTIVE_FOR);
-            return if active { Use::Active } else { Use::Idle };
-        }
-        if let Some(rank) = pair.rank(&self.locals, now) {
-            let ahead = self.pairs.iter().filter(|other| {
-                self.selected != Some(other.remote)
-                    && other.rank(&self.locals, now).is_some_and(|other| other < rank)
-            });
-            return if ahead.count() < SPARES { Use::Spare } else { Use::Wanted };
-        }
-        let selected = self.selected().filter(|path| path.tier <= pair.tier(&self.locals));
-        if selected.is_some() { Use::Unwanted } else { Use::Wanted }
-    }
-
     /// The pair whose check is due most: urgent ones first, then the longest waiting.
     fn next_due(&self, now: Instant) -> Option<SocketAddr> {
         let due = self.pairs.iter().filter(|pair| pair.due <= now);
@@ -688,51 +541,6 @@ impl Agent {
             } else {
                 pair.restart(now);
             }
-        }
-    }
-}
-
-/// One pair as it stands, for people.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PairStatus {
-    /// The peer's address.
-    pub remote: SocketAddr,
-    /// What kind of candidate it is.
-    pub kind: CandidateKind,
-    /// How good a way it is, or would be at best.
-    pub tier: Tier,
-    /// This node's own address as the peer saw it.
-    pub own: Option<SocketAddr>,
-    /// The peer's present candidates name it.
-    pub listed: bool,
-    /// It is in use.
-    pub selected: bool,
-    /// Checks passed, but WireGuard's packets died on it of late.
-    pub suspect: bool,
-    /// The round trip; `None` while it does not answer.
-    pub rtt: Option<Duration>,
-    /// How many checks since the last answer, or since probing began anew.
-    pub unanswered: u32,
-    /// When the last check was sent.
-    pub last_sent: Option<Instant>,
-    /// When the last answer came.
-    pub last_answer: Option<Instant>,
-    /// When the last check of the peer came from there.
-    pub last_heard: Option<Instant>,
-}
-
-impl PairStatus {
-    /// In a few words, why the pair is, or is not, a path.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self { suspect: true, .. } => "checks are answered, but data died on it",
-            Self { selected: true, .. } => "in use",
-            Self { rtt: Some(_), unanswered: 0, .. } => "answers; kept to fall back on",
-            Self { rtt: Some(_), .. } => "answered before; waiting for the answer to a check",
-            Self { last_sent: None, .. } => "not yet checked",
-            Self { last_heard: Some(_), .. } => "the peer's checks arrive, ours are not answered",
-            Self { last_answer: Some(_), .. } => "answered before, no longer does",
-            _ => "no answer, and no check of the peer's comes from there",
         }
     }
 }

@@ -74,8 +74,11 @@ pub(crate) const LOSSES: u32 = 5;
 /// A pair that has just lost this many is no longer one to fall back on.
 pub(crate) const DOUBTS: u32 = 2;
 
-/// How long a pair stays behind all others after WireGuard's packets died on it.
-pub(crate) const SUSPECT_FOR: Duration = Duration::from_secs(120);
+/// How long a pair stays behind all others after WireGuard's packets died on it; twice
+/// as long each time that they do so again, up to an hour, because each try costs the
+/// time until the data plane sees that nothing comes back.
+const SUSPECT_FOR: Duration = Duration::from_secs(120);
+const SUSPECT_DOUBLINGS: u32 = 5;
 
 /// How good a way is, best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -133,7 +136,9 @@ pub(crate) struct Pair {
     pub(crate) urgent: bool,
     /// Which address of ours the peer saw last.
     pub(crate) own: Option<SocketAddr>,
-    pub(crate) suspect_until: Option<Instant>,
+    suspect_until: Option<Instant>,
+    /// How often in a row WireGuard's packets died on it.
+    deaths: u32,
     triggers: Budget,
     pub(crate) last_sent: Option<Instant>,
     pub(crate) last_answer: Option<Instant>,
@@ -162,6 +167,7 @@ impl Pair {
             urgent: false,
             own: None,
             suspect_until: None,
+            deaths: 0,
             triggers: Budget::new(TRIGGER_INTERVAL, TRIGGER_BURST, now),
             last_sent: None,
             last_answer: None,
@@ -190,6 +196,19 @@ impl Pair {
 
     pub(crate) fn is_suspect(&self, now: Instant) -> bool {
         self.suspect_until.is_some_and(|until| now < until)
+    }
+
+    /// WireGuard's packets died on it, whatever its checks say.
+    pub(crate) fn suspect(&mut self, now: Instant) {
+        self.suspect_until = Some(now + SUSPECT_FOR * 2u32.pow(self.deaths));
+        self.deaths = (self.deaths + 1).min(SUSPECT_DOUBLINGS);
+    }
+
+    /// WireGuard's packets arrive on it.
+    pub(crate) fn note_data(&mut self, now: Instant) {
+        self.last_data = Some(now);
+        self.suspect_until = None;
+        self.deaths = 0;
     }
 
     /// How good the way is; while probing, how good it would be at best.
@@ -273,6 +292,7 @@ impl Pair {
             Use::Spare => SPARE,
             Use::Wanted | Use::Unwanted => DISTANT,
         };
+        self.urgent = false;
         self.due = now + spread(interval, jitter);
     }
 
@@ -336,7 +356,7 @@ mod tests {
         relayed.answered(now, own, after(1));
         let mut died = pair(CandidateKind::Host, "192.168.1.4:5", now);
         died.answered(now, own, after(1));
-        died.suspect_until = Some(now + SUSPECT_FOR);
+        died.suspect(now);
         let ranks = [&lan, &ipv6, &direct, &relayed, &died]
             .map(|pair| pair.rank(&locals, now).expect("it is valid"));
         assert!(ranks.is_sorted(), "{ranks:?}");

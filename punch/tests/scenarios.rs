@@ -310,6 +310,44 @@ fn data_that_dies_moves_the_path_and_its_return_clears_the_name() {
 }
 
 #[test]
+fn a_path_on_which_data_keeps_dying_is_tried_ever_more_seldom() {
+    let mut world = World::new(1);
+    let nat = Behaviour { hairpin: true, ..Behaviour::full_cone() };
+    let (_, lan) = world.nat(INTERNET, "203.0.113.1", nat);
+    let a = world.host(lan, &["192.168.1.2"]);
+    let b = world.host(lan, &["192.168.1.3"]);
+    world.introduce(a, b);
+    world.connect(a, b, 10 * SECOND).expect("a path");
+    world.run(10 * SECOND);
+    let mut deaths = 0;
+    for _ in 0..4 * 3600 {
+        world.run(SECOND);
+        let on_lan = world.selected(a).expect("a path").tier == Tier::Lan;
+        deaths += u32::from(on_lan);
+        for host in [a, b].into_iter().filter(|_| on_lan) {
+            let now = world.now;
+            world.agent(host).note_data_dead(now);
+        }
+    }
+    // After 0, 2, 6, 14, 30, 62 minutes, and then each hour and a bit.
+    assert!((6..=10).contains(&deaths), "{deaths}");
+}
+
+#[test]
+fn data_from_an_unknown_address_is_followed() {
+    // The peer's NAT maps anew, and its data is here before its checks.
+    let mut world = World::new(1);
+    let a = world.site("203.0.113.1", "192.168.1.2", Behaviour::full_cone());
+    let b = world.host(INTERNET, &["198.51.100.20"]);
+    world.start_agent(a, b);
+    world.start_agent(b, a);
+    let reflexive = world.candidates(a).last().expect("a reflexive one").addr;
+    let now = world.now;
+    world.agent(b).note_data_received(reflexive, now);
+    world.connect(a, b, SECOND).expect("a path");
+}
+
+#[test]
 fn where_data_dies_on_the_only_path_it_is_kept() {
     let Sites { mut world, a, .. } = connected(1);
     let before = world.of(a).packets_out;

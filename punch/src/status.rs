@@ -1,0 +1,86 @@
+//! What an agent tells: the datagrams to send, the path in use, the pairs.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use crate::{candidate::CandidateKind, pair::Tier};
+
+/// A datagram to be sent through the socket that WireGuard uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transmit {
+    /// Where to.
+    pub to: SocketAddr,
+    /// The UDP payload.
+    pub payload: Vec<u8>,
+}
+
+/// What changed about the path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// Send WireGuard's packets there from now on.
+    PathSelected(SelectedPath),
+    /// No pair works any more.
+    PathLost,
+}
+
+/// The way to the peer that is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SelectedPath {
+    /// The peer's address.
+    pub remote: SocketAddr,
+    /// This node's own address as the peer sees it, once an answer has told it.
+    pub own: Option<SocketAddr>,
+    /// What kind of the peer's candidates the address is.
+    pub kind: CandidateKind,
+    /// How good a way it is.
+    pub tier: Tier,
+    /// The smoothed round trip of checks.
+    pub rtt: Duration,
+}
+
+/// One pair as it stands, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PairStatus {
+    /// The peer's address.
+    pub remote: SocketAddr,
+    /// What kind of candidate it is.
+    pub kind: CandidateKind,
+    /// How good a way it is, or would be at best.
+    pub tier: Tier,
+    /// This node's own address as the peer saw it.
+    pub own: Option<SocketAddr>,
+    /// The peer's present candidates name it.
+    pub listed: bool,
+    /// It is in use.
+    pub selected: bool,
+    /// Checks passed, but WireGuard's packets died on it of late.
+    pub suspect: bool,
+    /// The round trip; `None` while it does not answer.
+    pub rtt: Option<Duration>,
+    /// How many checks since the last answer, or since probing began anew.
+    pub unanswered: u32,
+    /// When the last check was sent.
+    pub last_sent: Option<Instant>,
+    /// When the last answer came.
+    pub last_answer: Option<Instant>,
+    /// When the last check of the peer came from there.
+    pub last_heard: Option<Instant>,
+}
+
+impl PairStatus {
+    /// In a few words, why the pair is, or is not, a path.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self { suspect: true, .. } => "checks are answered, but data died on it",
+            Self { selected: true, .. } => "in use",
+            Self { rtt: Some(_), unanswered: 0, .. } => "answers; kept to fall back on",
+            Self { rtt: Some(_), .. } => "answered before; waiting for the answer to a check",
+            Self { last_sent: None, .. } => "not yet checked",
+            Self { last_heard: Some(_), .. } => "the peer's checks arrive, ours are not answered",
+            Self { last_answer: Some(_), .. } => "answered before, no longer does",
+            _ => "no answer, and no check of the peer's comes from there",
+        }
+    }
+}

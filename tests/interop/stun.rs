@@ -7,7 +7,7 @@ use std::{
 };
 
 use tempfile::TempDir;
-use zonemesh::lab::{programs, stun_server::StunServer, world::isolated};
+use zonemesh::lab::{nat::Kind, net::Lab, programs, stun_server::StunServer, world::isolated};
 use zonemesh_discovery::stun::{Behaviour, NatBehaviour, ReflexiveClient, StunEvent};
 
 /// Past all the tries of one request and a whole behaviour test.
@@ -60,6 +60,84 @@ fn a_coturn_that_dies_is_told_and_its_word_stays() {
         node.events.clear();
         node.run_until_told(StunEvent::ServerAnswered { server: asked });
     });
+}
+
+#[test]
+fn each_nat_is_told_by_coturn_with_two_addresses() {
+    isolated("stun::each_nat_is_told_by_coturn_with_two_addresses", || {
+        use Behaviour::*;
+        let home = TempDir::new().expect("a folder");
+        let mut lab = Lab::new().expect("a core");
+        let stun = lab.public_host("stun", 2).expect("a public host");
+        let command = |program: &str| stun.namespace.command(program);
+        let server =
+            StunServer::start(command, home.path(), &stun.addresses, 3478).expect("coturn starts");
+        for (name, kind, mapping, filtering) in [
+            ("cone", Kind::FullCone, EndpointIndependent, EndpointIndependent),
+            ("address", Kind::AddressRestricted, EndpointIndependent, AddressDependent),
+            ("port", Kind::PortRestricted, EndpointIndependent, AddressAndPortDependent),
+            ("random", Kind::SymmetricRandom, AddressAndPortDependent, AddressAndPortDependent),
+            (
+                "sequence",
+                Kind::SymmetricSequential,
+                AddressAndPortDependent,
+                AddressAndPortDependent,
+            ),
+            ("ipv6", Kind::Ipv6Firewall, None, AddressAndPortDependent),
+        ] {
+            let lan = if kind == Kind::Ipv6Firewall { "2001:2:1::/64" } else { "192.168.1.0/24" };
+            let mut site = lab.site(name, kind, lan).expect("a site");
+            let host = site.host(&format!("{name}-host")).expect("a host");
+            let local = SocketAddr::new(host.addresses[0], 0).to_string();
+            let mut node = host.namespace.enter(|| Node::new(&local)).expect("the namespace");
+            let servers: Vec<SocketAddr> = server
+                .addresses()
+                .iter()
+                .copied()
+                .filter(|server| server.is_ipv4() == node.local().is_ipv4())
+                .collect();
+            node.client.set_servers(&servers, Instant::now());
+            node.run_until(|client| client.is_settled());
+            let expected = NatBehaviour { mapping, filtering };
+            assert_eq!(node.client.behaviour(), expected, "{kind:?}");
+            for mapped in node.client.reflexive() {
+                let outer = if mapping == None { node.local().ip() } else { site.public() };
+                assert_eq!(mapped.ip(), outer, "{kind:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_nat_that_restarts_with_another_address_is_noticed_within_ten_seconds() {
+    isolated(
+        "stun::a_nat_that_restarts_with_another_address_is_noticed_within_ten_seconds",
+        || {
+            let home = TempDir::new().expect("a folder");
+            let mut lab = Lab::new().expect("a core");
+            let stun = lab.public_host("stun", 2).expect("a public host");
+            let command = |program: &str| stun.namespace.command(program);
+            let server = StunServer::start(command, home.path(), &stun.addresses[..2], 3478)
+                .expect("coturn starts");
+            let mut site =
+                lab.site("site", Kind::PortRestricted, "192.168.1.0/24").expect("a site");
+            let host = site.host("host").expect("a host");
+            let local = SocketAddr::new(host.ipv4(), 0).to_string();
+            let mut node = host.namespace.enter(|| Node::new(&local)).expect("the namespace");
+            node.client.set_servers(server.addresses(), Instant::now());
+            node.run_until(|client| client.is_settled());
+
+            let fresh = IpAddr::from(site.restart_nat().expect("the NAT restarts"));
+            let start = Instant::now();
+            let known =
+                |client: &ReflexiveClient| client.reflexive().any(|addr| addr.ip() == fresh);
+            node.run_until(known);
+            assert!(start.elapsed() < Duration::from_secs(10), "after {:?}", start.elapsed());
+            // The other server confirms it at once, and the old one is gone.
+            node.run_until(|client| client.reflexive().all(|addr| addr.ip() == fresh));
+            assert!(start.elapsed() < Duration::from_secs(10), "after {:?}", start.elapsed());
+        },
+    );
 }
 
 fn start(home: &TempDir, listen: &[&str]) -> StunServer {

@@ -27,6 +27,7 @@ mod wait;
 use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
+    panic::{self, AssertUnwindSafe},
     sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -169,7 +170,8 @@ pub enum Upcall {
         /// The peer.
         peer: PublicKey,
     },
-    /// A packet thread ended, as the TUN device is gone: nothing flows any more.
+    /// A packet thread ended, as a rule because the TUN device is gone: nothing flows
+    /// any more.
     Failed {
         /// What happened.
         reason: String,
@@ -288,10 +290,15 @@ impl DataPlane {
         let thread = thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                if let Err(error) = run(&shared) {
-                    tracing::error!(%error, "a packet thread ended");
-                    shared.tell(Upcall::Failed { reason: error.to_string() });
-                }
+                // A panic is a fault of ours; silence afterwards would be a second one.
+                let end = panic::catch_unwind(AssertUnwindSafe(|| run(&shared)));
+                let reason = match end {
+                    Ok(Ok(())) => return,
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => "a packet thread panicked".to_owned(),
+                };
+                tracing::error!(reason, "the data plane ended");
+                shared.tell(Upcall::Failed { reason });
             })
             .map_err(StartError::Thread)?;
         self.threads.push(thread);

@@ -11,7 +11,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use rustix::event::PollFlags;
+use rustix::{event::PollFlags, io::Errno};
 
 use super::{
     Shared, Upcall,
@@ -76,7 +76,7 @@ fn send_packets(shared: &Shared, snapshot: &Snapshot, mut packets: Cut<'_>, send
     while let Some(packet) = packets.next() {
         let room = sender.room(shared, peer, path, packet.len() + OVERHEAD);
         let length = tunnel.seal(packet, room).map_or(0, |message| message.len());
-        sender.push(length);
+        sender.push(shared, length);
     }
 }
 
@@ -135,9 +135,16 @@ impl Sender {
     }
 
     /// Takes the message of `length` bytes that was written into the room.
-    fn push(&mut self, length: usize) {
+    fn push(&mut self, shared: &Shared, length: usize) {
         if length == 0 {
             return;
+        }
+        if self.segments > 0 && length > self.segment {
+            // The session has just ended, and this is an initiation in the place of a
+            // small packet: it cannot follow the others.
+            let start = self.used;
+            self.flush(shared);
+            self.buffer.copy_within(start..start + length, 0);
         }
         if self.segments == 0 {
             self.segment = length;
@@ -151,56 +158,57 @@ impl Sender {
     fn flush(&mut self, shared: &Shared) {
         let (used, segments) = (self.used, self.segments);
         (self.used, self.segments, self.closed) = (0, 0, false);
-        let Some((peer, path)) = &self.to else { return };
-        if segments == 0 {
-            return;
-        }
+        let Some((peer, path)) = self.to.as_ref().filter(|_| segments > 0) else { return };
         let contents = &self.buffer[..used];
         peer.note_sent(used);
-        if segments == 1 {
-            send(shared, *path, contents, None, 1);
-        } else if !send(shared, *path, contents, Some(self.segment), 0) {
-            // An interface without this ability, or with a smaller MTU than the
-            // segments: the kernel fragments single datagrams, segments it does not.
-            peer.no_segments.store(true, Ordering::Relaxed);
-            self.max_segments = 1;
-            for message in contents.chunks(self.segment) {
-                send(shared, *path, message, None, 1);
+        let result = if segments == 1 {
+            send(shared, *path, contents, None)
+        } else {
+            match send(shared, *path, contents, Some(self.segment)) {
+                Err(error) if refuses_segments(&error) => {
+                    // The kernel fragments single datagrams where they are too large
+                    // for the link; segments it does not.
+                    peer.no_segments.store(true, Ordering::Relaxed);
+                    self.max_segments = 1;
+                    let mut messages = contents.chunks(self.segment);
+                    messages.try_for_each(|message| send(shared, *path, message, None))
+                }
+                result => result,
+            }
+        };
+        match result {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                shared.counters.add(Drop::SendBufferFull, segments as u64);
+            }
+            Err(error) => {
+                tracing::trace!(%error, to = %path, "send refused");
+                shared.counters.add(Drop::SendFailed, segments as u64);
             }
         }
     }
 }
 
-/// Sends, waiting a little where the socket's buffer is full. Counts `lost` messages
-/// if that failed for good; `false` where it was refused.
+/// Whether a datagram of several segments may have failed for being one: the interface
+/// cannot, or the segments are larger than its MTU.
+fn refuses_segments(error: &io::Error) -> bool {
+    let error = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(error, Some(Errno::IO | Errno::INVAL | Errno::MSGSIZE))
+}
+
+/// Sends, waiting a little where the socket's buffer is full.
 fn send(
     shared: &Shared,
     to: SocketAddr,
     contents: &[u8],
     segment: Option<usize>,
-    lost: u64,
-) -> bool {
-    let mut waited = false;
-    loop {
-        match shared.sockets.send(to, contents, segment) {
-            Ok(()) => return true,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let udp = shared.sockets.of(&to).filter(|_| !waited);
-                waited = true;
-                let ready = udp.is_some_and(|udp| {
-                    wait::ready(udp, PollFlags::OUT, SEND_WAIT).unwrap_or(false)
-                });
-                if !ready {
-                    let segments = segment.map_or(1, |size| contents.len().div_ceil(size));
-                    shared.counters.add(Drop::SendBufferFull, segments as u64);
-                    return true;
-                }
-            }
-            Err(error) => {
-                tracing::trace!(%error, %to, "send refused");
-                shared.counters.add(Drop::SendFailed, lost);
-                return false;
-            }
+) -> io::Result<()> {
+    let full = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
+    match (shared.sockets.send(to, contents, segment), shared.sockets.of(&to)) {
+        (Err(error), Some(udp)) if full(&error) => {
+            wait::ready(udp, PollFlags::OUT, SEND_WAIT)?;
+            shared.sockets.send(to, contents, segment)
         }
+        (result, _) => result,
     }
 }

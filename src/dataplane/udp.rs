@@ -15,6 +15,7 @@ use rustix::net::sockopt;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::StartError;
+use crate::sys;
 
 /// A burst of a few milliseconds at 10 Gbit/s. With the default of 208 KB bursts are
 /// lost while the thread is at work.
@@ -57,6 +58,7 @@ impl Udp {
             sockopt::set_ip_mtu_discover(&socket, sockopt::Ipv4PathMtuDiscovery::DONT)?;
         } else {
             sockopt::set_ipv6_mtu_discover(&socket, sockopt::Ipv6PathMtuDiscovery::DONT)?;
+            sys::allow_ipv6_fragments(&socket)?;
         }
         let gso = state.max_gso_segments() > 1;
         Ok(Self { socket, state, gso })
@@ -177,6 +179,21 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains(&first.port().to_string()), "{text}");
         assert!(text.contains("interface.listen_port"), "{text}");
+    }
+
+    #[test]
+    fn the_kernel_may_fragment_what_is_larger_than_a_link() {
+        let sockets = Sockets::open(0).expect("some port is free");
+        assert_eq!(
+            sockopt::ip_mtu_discover(&sockets.v4).expect("set"),
+            sockopt::Ipv4PathMtuDiscovery::DONT
+        );
+        if let Some(v6) = &sockets.v6 {
+            assert_eq!(
+                sockopt::ipv6_mtu_discover(v6).expect("set"),
+                sockopt::Ipv6PathMtuDiscovery::DONT
+            );
+        }
     }
 
     #[test]

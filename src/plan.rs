@@ -28,6 +28,9 @@ pub struct Claims {
     pub fixed: Vec<(PublicKey, IpNet)>,
     /// What nodes advertise.
     pub advertised: Vec<(PublicKey, IpNet)>,
+    /// The networks of the overlay interface's own addresses: what the administrator
+    /// says the overlay is.
+    pub overlay: Vec<IpNet>,
     /// The prefixes of this machine's other interfaces.
     pub connected: Vec<IpNet>,
     /// Public addresses that must stay outside the tunnel: the zone's server, the
@@ -120,7 +123,10 @@ impl Claims {
         if self.own.iter().any(|own| own.contains(&route)) {
             return Some(RefusalReason::Own);
         }
-        if let Some(connected) = self.connected.iter().find(|prefix| prefix.contains(&route)) {
+        // A LAN may be as wide as 10.0.0.0/8 and the overlay a part of it all the same.
+        let is_overlay = self.overlay.iter().any(|overlay| overlay.contains(&route));
+        let connected = self.connected.iter().find(|prefix| prefix.contains(&route));
+        if let Some(connected) = connected.filter(|_| !is_overlay) {
             return Some(RefusalReason::Connected(*connected));
         }
         let inside = self.underlay.iter().find(|addr| route.contains(*addr));
@@ -138,7 +144,11 @@ impl fmt::Display for Refusal {
             }
             RefusalReason::Own => write!(f, "it is this node's own"),
             RefusalReason::Connected(prefix) => {
-                write!(f, "it lies inside {prefix}, which one of this machine's interfaces has")
+                write!(
+                    f,
+                    "it lies inside {prefix}, which one of this machine's interfaces has \
+                     (an interface.addresses entry wide enough to hold it would allow it)"
+                )
             }
             RefusalReason::Underlay(addr) => {
                 write!(f, "it holds {addr}, which the tunnel itself has to reach")
@@ -257,6 +267,7 @@ mod tests {
             own_key: Some(key(9)),
             connected: vec![net("192.168.1.0/24")],
             underlay: vec!["198.51.100.53".parse().expect("an address")],
+            overlay: vec![net("10.42.1.0/24")],
             fixed: vec![(key(8), net("10.99.0.7/32"))],
             advertised: [
                 "10.42.1.128/25",
@@ -274,6 +285,19 @@ mod tests {
         let fixed = BTreeMap::from([(key(8), BTreeSet::from([net("10.99.0.7/32")]))]);
         assert_eq!(resolved.routes, fixed);
         assert_eq!(resolved.refused.len(), claims.advertised.len());
+    }
+
+    #[test]
+    fn an_overlay_inside_a_wide_lan_is_what_the_administrator_says_it_is() {
+        let route = net("10.42.2.0/24");
+        let mut claims = Claims {
+            connected: vec![net("10.0.0.0/8")],
+            advertised: vec![(key(1), route)],
+            ..Claims::default()
+        };
+        assert!(claims.resolve().routes.is_empty());
+        claims.overlay = vec![net("10.42.0.0/16")];
+        assert_eq!(claims.resolve().routes[&key(1)], BTreeSet::from([route]));
     }
 
     #[test]

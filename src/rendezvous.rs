@@ -36,8 +36,12 @@ const STUN_SERVICE: &str = "_stun._udp";
 /// back is noticed within half a minute; one that is away is not stormed.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// However much knocks, the zone is asked no more often than this.
+/// Between two looks at the zone there is at least this, however much knocks.
 const MIN_POLL_GAP: Duration = Duration::from_millis(300);
+
+/// How many looks out of turn may follow each other; one more is allowed with every
+/// look in turn. So whoever knocks without end doubles the questions and no more.
+const MAX_HURRIES: u32 = 3;
 
 /// How often the zone is asked for its STUN servers: services move rarely.
 const SERVICES_INTERVAL: Duration = Duration::from_secs(600);
@@ -216,6 +220,7 @@ impl Reader {
         let mut next_services = self.settings.ask_stun.then(Instant::now);
         let mut last_mend: Option<Instant> = None;
         let mut members = 0;
+        let mut hurries = MAX_HURRIES;
         loop {
             let Some((client, browser)) = servers.first_mut() else { return };
             client_found.send_if_modified(|known| {
@@ -236,7 +241,7 @@ impl Reader {
             let Ok(polled) = polled else {
                 // Another server is tried only where one fails.
                 servers.rotate_left(1);
-                self.pause(backoff.next()).await;
+                self.pause(backoff.next(), &mut hurries).await;
                 continue;
             };
             backoff = Backoff::default();
@@ -251,7 +256,7 @@ impl Reader {
                     return;
                 }
             }
-            self.pause(jittered(poll_interval(members))).await;
+            self.pause(jittered(poll_interval(members)), &mut hurries).await;
         }
     }
 
@@ -301,12 +306,15 @@ impl Reader {
         view.get(&self.settings.node).is_none_or(|records| records.txt != advert.txt())
     }
 
-    /// Waits, or until somebody asks; never shorter than [`MIN_POLL_GAP`].
-    async fn pause(&self, pause: Duration) {
+    /// Waits, or until somebody asks who still may.
+    async fn pause(&self, pause: Duration, hurries: &mut u32) {
         let start = tokio::time::Instant::now();
         tokio::select! {
-            () = sleep_until(start + pause) => {}
-            () = self.ask.notified() => sleep_until(start + MIN_POLL_GAP).await,
+            () = sleep_until(start + pause) => *hurries = (*hurries + 1).min(MAX_HURRIES),
+            () = self.ask.notified(), if *hurries > 0 => {
+                *hurries -= 1;
+                sleep_until(start + MIN_POLL_GAP.min(pause)).await;
+            }
         }
     }
 }

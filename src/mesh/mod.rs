@@ -59,6 +59,8 @@ pub struct Settings {
     pub private_key: [u8; 32],
     /// The prefixes behind it.
     pub routes: Vec<IpNet>,
+    /// The networks of its overlay addresses.
+    pub overlay: Vec<IpNet>,
     /// The static peers and their prefixes.
     pub fixed: Vec<(PublicKey, Vec<IpNet>)>,
     /// Where each agent's randomness starts.
@@ -438,6 +440,7 @@ impl Mesh {
         let mut claims = Claims {
             own: self.settings.routes.clone(),
             own_key: Some(self.settings.own),
+            overlay: self.settings.overlay.clone(),
             connected: self.connected.clone(),
             underlay: self.services.clone(),
             ..Claims::default()

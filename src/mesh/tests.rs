@@ -60,6 +60,7 @@ impl World {
                 own: key,
                 private_key: identity.wireguard_private_key(),
                 routes,
+                overlay: vec![],
                 fixed: vec![],
                 seed: [n; 32],
             };
@@ -260,6 +261,7 @@ fn a_mesh_without_a_zone_has_its_static_peers() {
         own: identity.public_key(),
         private_key: identity.wireguard_private_key(),
         routes: vec![],
+        overlay: vec![],
         fixed: vec![(peer, vec![net("10.99.0.7/32")])],
         seed: [0; 32],
     };

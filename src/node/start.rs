@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 use zonemesh_discovery::{
+    advert::MAX_ROUTES,
     identity::{Identity, PublicKey},
     interfaces::InterfaceMonitor,
     mdns::Mdns,
@@ -76,6 +77,7 @@ impl Node {
             own: identity.public_key(),
             private_key: identity.wireguard_private_key(),
             routes: routes.clone(),
+            overlay: config.interface.addresses.iter().map(IpNet::trunc).collect(),
             fixed: config.peers.iter().map(|peer| (peer.public_key, peer.routes.clone())).collect(),
             seed: rand::random(),
         };
@@ -189,6 +191,10 @@ fn own_routes(config: &Config) -> Vec<IpNet> {
     let mut routes = config.interface.routes.clone();
     for address in config.interface.addresses.iter().map(IpNet::addr) {
         if !routes.iter().any(|route| route.contains(&address)) {
+            if routes.len() == MAX_ROUTES {
+                warn!("{address} is not advertised: an advert holds {MAX_ROUTES} routes");
+                continue;
+            }
             routes.push(IpNet::from(address));
         }
     }

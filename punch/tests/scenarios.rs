@@ -3,10 +3,13 @@
 
 mod net;
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
-use net::{Behaviour, GatewayId, HostId, INTERNET, SECOND, Segment, Weather, World};
-use zonemesh_punch::{CandidateKind, Event, Tier};
+use net::{Behaviour, GatewayId, HostId, INTERNET, PORT, Packet, SECOND, Segment, Weather, World};
+use zonemesh_punch::{
+    CandidateKind, Event, Tier,
+    check::{Check, Request},
+};
 
 /// Two sites behind port-restricted NATs, connected.
 struct Sites {
@@ -259,6 +262,78 @@ fn both_use_the_same_path() {
             assert!(!apart(&world));
         }
     }
+}
+
+#[test]
+fn a_nomination_that_was_overtaken_is_not_followed() {
+    let (mut world, mut a, mut b) = dual_stack(1);
+    world.introduce(a, b);
+    world.connect(a, b, 10 * SECOND).expect("a path");
+    world.run(30 * SECOND);
+    if world.keys(b, a).controlling() {
+        (a, b) = (b, a);
+    }
+    // From here on the test speaks for the controlling side.
+    let keys = world.keys(a, b);
+    let clock_ms =
+        world.of(a).clock_ms + u64::try_from(world.elapsed().as_millis()).expect("short");
+    let ips = world.of(a).ips.clone();
+    world.of(a).agent = None;
+    let target = world.of(b).ips.clone();
+    for (family, later_ms) in [(0, 100), (1, 50), (0, 110), (1, 120)] {
+        let request = Request {
+            id: [u8::try_from(later_ms).expect("small"); 12],
+            clock_ms: clock_ms + later_ms,
+            priority: 0,
+            nominate: true,
+        };
+        let packet = Packet {
+            from: SocketAddr::new(ips[family], PORT),
+            to: SocketAddr::new(target[family], PORT),
+            payload: keys.seal(&Check::Request(request)),
+        };
+        world.inject(INTERNET, packet);
+        world.run(milliseconds(100));
+        let expected = if later_ms == 120 { ips[1] } else { ips[0] };
+        assert_eq!(world.selected(b).map(|path| path.remote.ip()), Some(expected));
+    }
+}
+
+#[test]
+fn nominations_count_again_after_the_peers_clock_stepped_back() {
+    let (mut world, mut a, mut b) = dual_stack(1);
+    if world.keys(b, a).controlling() {
+        (a, b) = (b, a);
+    }
+    world.introduce(a, b);
+    world.connect(a, b, 10 * SECOND).expect("a path");
+    world.run(30 * SECOND);
+    world.of(a).clock_ms -= 24 * 3600 * 1000;
+    world.start_agent(a, b);
+    world.tell(a, b);
+    world.connect(a, b, 10 * SECOND).expect("a path");
+    world.run(30 * SECOND);
+    let before = world.selected(b).expect("a path").remote;
+    let now = world.now;
+    world.agent(a).note_data_dead(now);
+    world.run(SECOND);
+    assert_ne!(world.selected(b).expect("a path").remote, before);
+}
+
+#[test]
+fn a_peer_that_is_heard_after_long_silence_is_looked_for_everywhere() {
+    let (mut world, a, b) = dual_stack(1);
+    world.start_agent(a, b);
+    world.tell(a, b);
+    world.run(600 * SECOND);
+    // The peer comes up and knows one address of ours only.
+    world.start_agent(b, a);
+    let mut candidates = world.candidates(a);
+    candidates.retain(|candidate| candidate.addr.is_ipv4());
+    let now = world.now;
+    world.agent(b).set_remote_candidates(&candidates, now);
+    world.run(SECOND / 2);
+    assert_eq!(world.agent(a).pairs().filter(|pair| pair.rtt.is_some()).count(), 2);
 }
 
 #[test]

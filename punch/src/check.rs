@@ -43,9 +43,10 @@
 //!   back at its sender verifies.
 //! - The roles are fixed, the lower key controls: there is no conflict to break. The
 //!   64 bits of the tie-breaker carry the sender's clock instead, in milliseconds.
-//!   The receiver tells old requests from new ones by it , and takes each
-//!   request once, within 30 s of what the sender's clock shows now, as the sender's
-//!   answers tell it.
+//!   The receiver takes each request once, within 30 s of what the sender's clock
+//!   shows now, as the sender's answers tell it. An older or newer one gets no answer,
+//!   but (once a second at most) a check to where it came from, whose answer tells the
+//!   clock anew. The clocks of two nodes need not agree.
 //! - MESSAGE-INTEGRITY-SHA256 is required, whole, and verified before anything else
 //!   of a message is looked at. There are no error responses: what does not verify
 //!   is dropped without an answer.

@@ -258,14 +258,16 @@ impl Mesh {
     /// How many bytes WireGuard has sent to this peer so far.
     pub fn handle_sent(&mut self, node: &PublicKey, bytes: u64, now: Instant) {
         let Some(peer) = self.peers.get_mut(node) else { return };
-        if std::mem::replace(&mut peer.sent_bytes, bytes) != bytes {
-            self.handle_wanted(node, now);
+        if std::mem::replace(&mut peer.sent_bytes, bytes) == bytes {
+            return;
         }
+        Self::with_agent(&mut self.peers, node, |agent| agent.note_data_sent(now));
+        self.drain(node, now);
     }
 
-    /// There are packets for this peer.
+    /// There are packets for this peer, and no path.
     pub fn handle_wanted(&mut self, node: &PublicKey, now: Instant) {
-        Self::with_agent(&mut self.peers, node, |agent| agent.note_data_sent(now));
+        Self::with_agent(&mut self.peers, node, |agent| agent.wake(now));
         self.drain(node, now);
     }
 

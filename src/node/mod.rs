@@ -68,6 +68,9 @@ const ADVERT_DELAY: Duration = Duration::from_millis(100);
 /// How often the loop asks the data plane what it has heard.
 const HEARD_INTERVAL: Duration = Duration::from_secs(1);
 
+/// However many paths are lost, the STUN servers are asked out of turn no more often.
+const STUN_SPACING: Duration = Duration::from_secs(2);
+
 /// How long changes of the peers are collected before they go to disk.
 const SAVE_DELAY: Duration = Duration::from_secs(2);
 
@@ -184,6 +187,8 @@ struct Due {
     heard: Instant,
     save: Option<Instant>,
     apply: Option<Instant>,
+    /// When the STUN servers may be asked out of turn again.
+    stun_allowed: Instant,
 }
 
 impl Node {
@@ -362,8 +367,7 @@ impl Node {
                 MeshEvent::Path { node, remote } => {
                     self.data.set_path(&node, remote);
                     if remote.is_none() {
-                        // It may have moved, and said so in the zone.
-                        self.ask_zone();
+                        self.handle_path_lost(now);
                     }
                 }
                 MeshEvent::Handshake(node) => {
@@ -377,6 +381,15 @@ impl Node {
         }
         if peers_changed || self.due.apply.is_some_and(|due| due <= now) {
             self.apply(now).await;
+        }
+    }
+
+    /// The peer may have moved, and said so in the zone; or it was our own NAT.
+    fn handle_path_lost(&mut self, now: Instant) {
+        self.ask_zone();
+        if self.due.stun_allowed <= now {
+            self.due.stun_allowed = now + STUN_SPACING;
+            self.stun.refresh(now);
         }
     }
 

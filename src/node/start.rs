@@ -109,6 +109,7 @@ impl Node {
                 heard: now + HEARD_INTERVAL,
                 save: None,
                 apply: None,
+                stun_allowed: now,
             },
             failed: None,
             config,

@@ -48,3 +48,8 @@ fmt: ## format the code
 .PHONY: ci
 ci: ## what a build machine runs: test and check, and that nothing is left behind
 	.ci/run
+
+.PHONY: bench
+bench: ## measure the throughput beside boringtun-cli's (root)
+	.ci/install bench
+	cargo bench --locked --bench throughput

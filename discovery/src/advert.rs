@@ -169,6 +169,12 @@ pub struct Candidate {
     pub addr: SocketAddr,
 }
 
+impl Candidate {
+    fn is_usable(&self) -> bool {
+        self.addr.port() != 0 && is_reachable(self.addr.ip())
+    }
+}
+
 impl fmt::Display for Candidate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.kind.letter(), self.addr)
@@ -183,11 +189,8 @@ impl FromStr for Candidate {
         let (letter, addr) = text.split_once(':').ok_or(bad)?;
         let (kind, _) =
             CandidateKind::ALL.into_iter().find(|(_, known)| *known == letter).ok_or(bad)?;
-        let addr: SocketAddr = addr.parse().map_err(|_| bad)?;
-        if addr.port() == 0 || !is_reachable(addr.ip()) {
-            return Err(bad);
-        }
-        Ok(Self { kind, addr })
+        let candidate = Self { kind, addr: addr.parse().map_err(|_| bad)? };
+        if candidate.is_usable() { Ok(candidate) } else { Err(bad) }
     }
 }
 
@@ -234,22 +237,27 @@ impl Advert {
     /// Signs the advert for a zone.
     ///
     /// # Errors
-    /// [`AdvertError`] when a field is out of its bounds or all of it is too large.
+    /// [`AdvertError`] when a field is out of its bounds, all of it is too large, or
+    /// the identity is another node's: what others would refuse is not published in
+    /// the first place.
     pub fn sign(&self, identity: &Identity, zone: &Zone) -> Result<SignedAdvert, AdvertError> {
-        let mut txt = self.to_txt()?;
+        if identity.public_key() != self.node {
+            return Err(AdvertError::OtherNode);
+        }
+        self.check_bounds()?;
+        let since = self.expires.duration_since(UNIX_EPOCH).map_err(|_| AdvertError::Expired)?;
+        // As others will read it: in whole seconds.
+        let expires = UNIX_EPOCH + Duration::from_secs(since.as_secs());
+        let mut txt = self.to_txt(since);
         let signature = identity.sign(&signed_bytes(zone, &txt));
         txt.push(format!("sig={}", BASE64.encode(&signature)).into_bytes());
         if txt.iter().map(|string| string.len() + 1).sum::<usize>() > MAX_TXT_LEN {
             return Err(AdvertError::TooLarge);
         }
-        let signed = SignedAdvert { advert: self.clone(), txt };
-        // What others would refuse is not published in the first place.
-        signed.advert.check_bounds()?;
-        Ok(signed)
+        Ok(SignedAdvert { advert: Self { expires, ..self.clone() }, txt })
     }
 
-    fn to_txt(&self) -> Result<Vec<Vec<u8>>, AdvertError> {
-        let expires = self.expires.duration_since(UNIX_EPOCH).map_err(|_| AdvertError::Expired)?;
+    fn to_txt(&self, expires: Duration) -> Vec<Vec<u8>> {
         let mut txt = vec![
             "txtvers=1".to_owned(),
             format!("pub={}", self.node),
@@ -260,7 +268,7 @@ impl Advert {
         push_list(&mut txt, "cand", &self.candidates);
         txt.push(format!("seq={}", self.sequence));
         txt.push(format!("exp={}", expires.as_secs()));
-        Ok(txt.into_iter().map(String::into_bytes).collect())
+        txt.into_iter().map(String::into_bytes).collect()
     }
 
     fn check_bounds(&self) -> Result<(), AdvertError> {
@@ -275,7 +283,9 @@ impl Advert {
         if self.addresses.len() > MAX_ADDRESSES {
             return Err(AdvertError::Value("ip"));
         }
-        if self.candidates.len() > MAX_CANDIDATES {
+        if self.candidates.len() > MAX_CANDIDATES
+            || !self.candidates.iter().all(Candidate::is_usable)
+        {
             return Err(AdvertError::Value("cand"));
         }
         Ok(())

@@ -23,3 +23,4 @@ pub mod programs;
 pub mod setup;
 pub mod stun_server;
 pub mod world;
+pub mod zone_server;

@@ -4,3 +4,4 @@
 mod interfaces;
 mod mdns;
 mod stun;
+mod zone;

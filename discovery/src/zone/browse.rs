@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::{
     Task, ZoneClient, ZoneError,
     contents::{Contents, MAX_INSTANCES, OutOfStep},
-    error::Rcode,
+    error::{Rcode, TsigFault},
     message::{Data, query},
     query_budget,
     transfer::{Step, Transfer},
@@ -201,15 +201,17 @@ fn whole(zone: &Zone, records: Vec<super::message::Record>) -> Contents {
     contents
 }
 
-/// Whether the server does not do transfers for us, which is no fault: Knot's
-/// default is NOTAUTH, BIND's answer by policy REFUSED; one that cannot pack its
-/// zone into messages says SERVFAIL, and some just hang up.
+/// Whether the server does not do transfers for us, which is no fault. BIND says
+/// REFUSED; Knot NOTAUTH, and BADKEY of a key that may do other things (which the
+/// look at the serial has just shown); one that cannot pack its zone into messages
+/// SERVFAIL; and some just hang up.
 fn is_refusal(error: &ZoneError) -> bool {
     match error {
         ZoneError::Refused { rcode, .. } => {
             [Rcode::REFUSED, Rcode::NOTAUTH, Rcode::NOTIMP, Rcode::FORMERR, Rcode::SERVFAIL]
                 .contains(rcode)
         }
+        ZoneError::Tsig { fault, .. } => *fault == TsigFault::BadKey,
         ZoneError::Closed { .. } => true,
         _ => false,
     }

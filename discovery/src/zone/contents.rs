@@ -23,9 +23,9 @@ pub(super) const MAX_RECORDS: usize = 16 * MAX_INSTANCES;
 /// The most instances that are read from a zone: four times the largest mesh.
 pub(super) const MAX_INSTANCES: usize = 4096;
 
-/// The most records of one type that one name may have. A node has one SRV, one
-/// TXT, and an address per candidate.
-const MAX_RECORDS_PER_SET: usize = 64;
+/// The most records that one name may have. A node has one SRV, one TXT, and an
+/// address per candidate.
+const MAX_RECORDS_PER_NAME: usize = 64;
 
 /// SRV, TXT and addresses of the zone by their owner's name.
 #[derive(Debug, Default, Clone)]
@@ -46,7 +46,7 @@ impl Contents {
         }
         let cost = cost(&record);
         let known = self.names.entry(record.owner).or_default();
-        if known.len() < 3 * MAX_RECORDS_PER_SET && !known.contains(&record.data) {
+        if known.len() < MAX_RECORDS_PER_NAME && !known.contains(&record.data) {
             known.push(record.data);
             self.bytes += cost;
         }
@@ -150,4 +150,76 @@ fn cost(record: &Record) -> usize {
         _ => 0,
     };
     FIXED + record.owner.len() + data
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::identity::Identity;
+
+    #[test]
+    fn an_instance_takes_its_addresses_from_wherever_its_srv_points() {
+        let node = Identity::from_seed(&[1; 32]).public_key();
+        let instance = zone().instance(&node);
+        // Our own form, wgsd's, and one written by hand.
+        let by_hand = Name::from_ascii("gateway.mesh.example.").expect("a name");
+        for target in [zone().host(&node), instance.clone(), by_hand] {
+            let mut contents = Contents::default();
+            contents.add(&zone(), srv(&instance, &target));
+            assert_eq!(contents.targets_without_address(&zone()), std::slice::from_ref(&target));
+            assert!(contents.instances(&zone()).is_empty());
+            contents.add(&zone(), address(&target, 7));
+            assert_eq!(contents.targets_without_address(&zone()), [] as [Name; 0]);
+            let records = contents.instances(&zone()).remove(&node).expect("an instance");
+            let endpoint = records.endpoint.expect("an endpoint");
+            assert_eq!(endpoint, Endpoint::new(51820, vec![IpAddr::from([192, 0, 2, 7])]));
+        }
+    }
+
+    #[test]
+    fn a_change_that_does_not_fit_is_told() {
+        let node = Identity::from_seed(&[1; 32]).public_key();
+        let host = zone().host(&node);
+        let mut contents = Contents::default();
+        contents.add(&zone(), address(&host, 1));
+        assert_eq!(contents.remove(&zone(), &address(&host, 2)), Err(OutOfStep));
+        assert_eq!(contents.remove(&zone(), &address(&host, 1)), Ok(()));
+        assert_eq!(contents.remove(&zone(), &address(&host, 1)), Err(OutOfStep));
+        assert_eq!(contents.bytes, 0);
+        // What lies outside the zone is neither taken in nor missed.
+        let outside = Name::from_ascii("gateway.other.example.").expect("a name");
+        contents.add(&zone(), address(&outside, 1));
+        assert_eq!(contents.remove(&zone(), &address(&outside, 1)), Ok(()));
+    }
+
+    #[test]
+    fn more_than_a_zone_may_hold_is_refused() {
+        let server = SocketAddr::from(([192, 0, 2, 53], 53));
+        let mut contents = Contents::default();
+        for seed in 0..=255 {
+            let node = Identity::from_seed(&[seed; 32]).public_key();
+            for part in 0..4u8 {
+                let txt = vec![vec![part; 255]; 80];
+                let owner = zone().instance(&node);
+                contents.add(&zone(), Record { owner, data: Data::Txt(txt) });
+            }
+        }
+        let error = contents.check_size(server).expect_err("20 MB");
+        assert!(error.to_string().contains("192.0.2.53:53"), "{error}");
+    }
+
+    fn zone() -> Zone {
+        "mesh.example".parse().expect("a zone")
+    }
+
+    fn srv(owner: &Name, target: &Name) -> Record {
+        let (owner, target) = (owner.clone(), target.clone());
+        Record { owner, data: Data::Srv { priority: 0, weight: 0, port: 51820, target } }
+    }
+
+    fn address(owner: &Name, last: u8) -> Record {
+        Record { owner: owner.clone(), data: Data::Address(IpAddr::from([192, 0, 2, last])) }
+    }
 }

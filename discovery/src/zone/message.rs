@@ -238,3 +238,48 @@ fn canonical(name: &Name) -> Name {
     name.set_fqdn(true);
     name
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_record_that_cannot_be_read_hides_no_other() {
+        let mut wire = vec![0, 7, 0x84, 0, 0, 0, 0, 3, 0, 0, 0, 0];
+        // An A record of three bytes, one of a type that nobody knows, a good one.
+        wire.extend([1, b'X', 0, 0, 1, 0, 1, 0, 0, 0, 30, 0, 3, 192, 0, 2]);
+        wire.extend([1, b'y', 0, 0xff, 0xee, 0, 1, 0, 0, 0, 30, 0, 1, 0]);
+        wire.extend([1, b'Z', 0, 0, 1, 0, 1, 0, 0, 0, 30, 0, 4, 192, 0, 2, 1]);
+        let reply = Reply::read(&wire).expect("a message");
+        assert_eq!(reply.id, 7);
+        let address = Data::Address(IpAddr::from([192, 0, 2, 1]));
+        let data: Vec<Data> = reply.answers.iter().map(|record| record.data.clone()).collect();
+        assert_eq!(data, [Data::Other, Data::Other, address]);
+        assert_eq!(reply.answers[2].owner.to_ascii(), "z.");
+    }
+
+    #[test]
+    fn counts_that_promise_too_much_and_bytes_behind_the_end_are_refused() {
+        let header = |answers| vec![0, 7, 0x84, 0, 0, 0, 0, answers, 0, 0, 0, 0];
+        assert!(Reply::read(&header(0)).is_some());
+        assert!(Reply::read(&header(1)).is_none());
+        assert!(Reply::read(&[header(0), vec![0]].concat()).is_none());
+        assert!(Reply::read(&header(0)[..11]).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(
+            header in prop::collection::vec(any::<u8>(), 4),
+            counts in prop::collection::vec(0u8..4, 4),
+            body in prop::collection::vec(prop_oneof![any::<u8>(), 0u8..4, Just(0xc0)], 0..300),
+        ) {
+            let mut wire = header;
+            wire.extend(counts.into_iter().flat_map(|count| [0, count]));
+            wire.extend(body);
+            let _ = Reply::read(&wire);
+        }
+    }
+}

@@ -167,3 +167,32 @@ fn addresses_of(records: &[Record], name: &Name) -> Vec<IpAddr> {
     });
     addresses.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lower_priority_comes_first_and_the_draw_decides_among_equals() {
+        let service = |priority, weight, port| {
+            let target = Name::from_ascii("stun.example.").expect("a name");
+            Service { priority, weight, port, target }
+        };
+        let all = [
+            service(20, 0, 1),
+            service(10, 60, 2),
+            service(10, 0, 3),
+            service(10, 40, 4),
+            service(20, 0, 5),
+        ];
+        let ports = |draw: fn(u32) -> u32| {
+            let mut services = all.to_vec();
+            in_order(&mut services, draw);
+            services.iter().map(|service| service.port).collect::<Vec<_>>()
+        };
+        // Sums for priority 10: 0 (port 3), 40 (port 4), 100 (port 2).
+        assert_eq!(ports(|_| 0), [3, 4, 2, 1, 5]);
+        assert_eq!(ports(|below| below - 1)[..3], [2, 4, 3]);
+        assert_eq!(ports(|below| if below > 40 { 40 } else { 0 }), [4, 2, 3, 1, 5]);
+    }
+}

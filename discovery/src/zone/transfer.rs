@@ -247,3 +247,96 @@ fn keep<T>(kept: &mut Vec<T>, record: Record, wrap: impl Fn(Record) -> T) {
 fn is_newer(serial: u32, than: u32) -> bool {
     serial != than && serial.wrapping_sub(than) < 1 << 31
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    #[test]
+    fn a_whole_zone_ends_with_the_soa_that_it_began_with() {
+        for since in [None, Some(3)] {
+            let records = [soa(9), other(), address(1), address(2), soa(9)];
+            let expected = Transfer::Whole { serial: 9, records: vec![address(1), address(2)] };
+            assert_eq!(read(since, records), Ok(Some(expected)));
+            assert_eq!(read(since, [soa(9), address(1)]), Ok(None));
+        }
+        assert_eq!(
+            read(None, [soa(9), soa(9)]),
+            Ok(Some(Transfer::Whole { serial: 9, records: vec![] }))
+        );
+        assert!(read(None, [soa(9), address(1), soa(8)]).is_err());
+        assert!(read(None, [address(1), soa(9)]).is_err());
+        assert!(read(None, [soa(9), address(1), soa(9), address(2)]).is_err());
+    }
+
+    #[test]
+    fn changes_come_step_by_step() {
+        let records = [
+            soa(9),
+            // From 7 to 8: one goes, one comes.
+            soa(7),
+            address(1),
+            soa(8),
+            address(2),
+            other(),
+            // From 8 to 9: one comes.
+            soa(8),
+            soa(9),
+            address(3),
+            soa(9),
+        ];
+        let steps = vec![Step::Remove(address(1)), Step::Add(address(2)), Step::Add(address(3))];
+        let expected = Transfer::Changes { from: 7, serial: 9, steps };
+        assert_eq!(read(Some(7), records.clone()), Ok(Some(expected)));
+        // Cut short anywhere, it is not complete.
+        for len in 1..records.len() {
+            assert_eq!(read(Some(7), records[..len].to_vec()), Ok(None), "{len} records");
+        }
+        assert!(read(Some(7), [soa(9), soa(7), soa(8), soa(7)]).is_err());
+        assert!(read(Some(7), [soa(9), soa(7), soa(9), soa(8)]).is_err());
+    }
+
+    #[test]
+    fn a_lone_soa_that_is_not_newer_says_that_nothing_is_new() {
+        let up_to_date = |serial| Ok(Some(Transfer::UpToDate { serial }));
+        assert_eq!(read(Some(9), [soa(9)]), up_to_date(9));
+        assert_eq!(read(Some(9), [soa(3)]), up_to_date(3));
+        assert_eq!(read(Some(u32::MAX), [soa(u32::MAX)]), up_to_date(u32::MAX));
+        // Newer, also around the end of the numbers: more is to come.
+        for (since, serial) in [(9, 10), (u32::MAX, 0)] {
+            let mut stream = Stream::new(&zone(), Some(since));
+            assert_eq!(stream.handle_record(soa(serial)), Ok(()));
+            assert!(!stream.is_complete());
+        }
+    }
+
+    /// What the records make; `None` where more have to come.
+    fn read(
+        since: Option<u32>,
+        records: impl IntoIterator<Item = Record>,
+    ) -> Result<Option<Transfer>, &'static str> {
+        let mut stream = Stream::new(&zone(), since);
+        for record in records {
+            stream.handle_record(record)?;
+        }
+        Ok(if stream.is_complete() { stream.finish() } else { None })
+    }
+
+    fn zone() -> Name {
+        Name::from_ascii("mesh.example.").expect("a name")
+    }
+
+    fn soa(serial: u32) -> Record {
+        Record { owner: zone(), data: Data::Soa { serial } }
+    }
+
+    fn address(last: u8) -> Record {
+        Record { owner: zone(), data: Data::Address(IpAddr::from([192, 0, 2, last])) }
+    }
+
+    fn other() -> Record {
+        Record { owner: zone(), data: Data::Other }
+    }
+}

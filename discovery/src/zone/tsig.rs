@@ -66,40 +66,24 @@ impl TsigKey {
     /// Appends the signature to a request without one, and gives the chain that
     /// verifies the answers. `now` is seconds since 1970.
     pub(super) fn sign(&self, request: &mut Vec<u8>, now: u64) -> Chain {
-        let mut hmac = self.hmac();
-        hmac.update(request);
-        let original_id = [request[0], request[1]];
-        let record = TsigRecord {
+        let mut record = TsigRecord {
             start: request.len(),
             name: self.name.clone(),
             algorithm: self.algorithm.to_name(),
             time: now,
             fudge: FUDGE,
             mac: Vec::new(),
-            original_id: u16::from_be_bytes(original_id),
+            original_id: u16::from_be_bytes([request[0], request[1]]),
+            // Neither an error nor other data in a request (RFC 8945 §4.2).
             error: 0,
             other: Vec::new(),
         };
+        let mut hmac = self.hmac();
+        hmac.update(request);
         hmac.update(&variables(&record));
-        let mac = hmac.finish();
-
-        request.extend(wire_name(&record.name));
-        request.extend(TYPE_TSIG.to_be_bytes());
-        request.extend(CLASS_ANY.to_be_bytes());
-        request.extend(0u32.to_be_bytes());
-        let mut rdata = wire_name(&record.algorithm);
-        rdata.extend(timers(&record));
-        rdata.extend((mac.len() as u16).to_be_bytes());
-        rdata.extend(&mac);
-        rdata.extend(original_id);
-        // Neither an error nor other data in a request (RFC 8945 §4.2).
-        rdata.extend([0; 4]);
-        request.extend((rdata.len() as u16).to_be_bytes());
-        request.extend(rdata);
-        let additionals = u16::from_be_bytes([request[10], request[11]]) + 1;
-        request[10..12].copy_from_slice(&additionals.to_be_bytes());
-
-        Chain { hmac: self.after(&mac), key: self.clone(), first: true, unsigned: 0 }
+        record.mac = hmac.finish();
+        append(request, &record);
+        Chain { hmac: self.after(&record.mac), key: self.clone(), first: true, unsigned: 0 }
     }
 
     fn hmac(&self) -> Hasher {
@@ -206,6 +190,26 @@ impl Chain {
     pub(super) fn ends_signed(&self) -> bool {
         !self.first && self.unsigned == 0
     }
+}
+
+/// Puts the record behind a message (RFC 8945 §4.2).
+fn append(wire: &mut Vec<u8>, record: &TsigRecord) {
+    wire.extend(wire_name(&record.name));
+    wire.extend(TYPE_TSIG.to_be_bytes());
+    wire.extend(CLASS_ANY.to_be_bytes());
+    wire.extend(0u32.to_be_bytes());
+    let mut rdata = wire_name(&record.algorithm);
+    rdata.extend(timers(record));
+    rdata.extend((record.mac.len() as u16).to_be_bytes());
+    rdata.extend(&record.mac);
+    rdata.extend(record.original_id.to_be_bytes());
+    rdata.extend(record.error.to_be_bytes());
+    rdata.extend((record.other.len() as u16).to_be_bytes());
+    rdata.extend(&record.other);
+    wire.extend((rdata.len() as u16).to_be_bytes());
+    wire.extend(rdata);
+    let additionals = u16::from_be_bytes([wire[10], wire[11]]) + 1;
+    wire[10..12].copy_from_slice(&additionals.to_be_bytes());
 }
 
 /// The server's clock in a BADTIME answer (RFC 8945 §5.2.3).
@@ -322,6 +326,183 @@ impl Hasher {
             Self::Sha256(hmac) => hmac.verify_slice(mac).is_ok(),
             Self::Sha384(hmac) => hmac.verify_slice(mac).is_ok(),
             Self::Sha512(hmac) => hmac.verify_slice(mac).is_ok(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::zone::message::Reply;
+
+    const NOW: u64 = 1_800_000_000;
+    const SECRET: &str = "c2VjcmV0IG9mIHRoZSB0ZXN0cw==";
+
+    #[test]
+    fn an_answer_verifies_with_every_algorithm_and_no_byte_of_it_can_be_changed() {
+        for algorithm in ["hmac-sha224", "hmac-sha256", "HMAC-SHA384.", "hmac-sha512"] {
+            let key = TsigKey::new("Mesh-Key", algorithm, SECRET).expect("a key");
+            let (request_mac, mut chain) = request(&key);
+            let (wire, _) = Signer::new(&key).sign(&request_mac, &[], &plain(1));
+            assert_eq!(take(&mut chain, &wire), Ok(()));
+            assert!(chain.ends_signed());
+            let start = Reply::read(&wire).and_then(|reply| reply.tsig).expect("signed").start;
+            // All but the number, which travels a second time in the record.
+            for bit in 16..start * 8 {
+                let mut changed = wire.clone();
+                changed[bit / 8] ^= 1 << (bit % 8);
+                let (_, mut chain) = request(&key);
+                assert_ne!(take(&mut chain, &changed), Ok(()), "bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn messages_between_two_signed_ones_may_be_unsigned() {
+        let key = key();
+        let (request_mac, mut chain) = request(&key);
+        let (first, mac) = Signer::new(&key).sign(&request_mac, &[], &plain(1));
+        let between = [plain(2), plain(3)];
+        let mut last = Signer::new(&key);
+        last.first = false;
+        let (last, _) = last.sign(&mac, &between, &plain(4));
+        assert_eq!(take(&mut chain, &first), Ok(()));
+        for message in &between {
+            assert_eq!(take(&mut chain, message), Ok(()));
+            assert!(!chain.ends_signed());
+        }
+        assert_eq!(take(&mut chain, &last), Ok(()));
+        assert!(chain.ends_signed());
+
+        // One of them changed on its way, or left out.
+        let (_, mut chain) = request(&key);
+        for message in [&first, &between[0]] {
+            assert_eq!(take(&mut chain, message), Ok(()));
+        }
+        assert_eq!(take(&mut chain, &last), Err(TsigFault::Forged));
+    }
+
+    #[test]
+    fn a_hundred_unsigned_messages_are_too_many_and_the_first_is_signed() {
+        let key = key();
+        let (_, mut chain) = request(&key);
+        assert_eq!(take(&mut chain, &plain(1)), Err(TsigFault::Unsigned));
+        let (request_mac, mut chain) = request(&key);
+        let (first, _) = Signer::new(&key).sign(&request_mac, &[], &plain(1));
+        assert_eq!(take(&mut chain, &first), Ok(()));
+        for _ in 0..99 {
+            assert_eq!(take(&mut chain, &plain(2)), Ok(()));
+        }
+        assert_eq!(take(&mut chain, &plain(2)), Err(TsigFault::Unsigned));
+    }
+
+    #[test]
+    fn what_the_server_says_of_our_signature_is_told() {
+        let key = key();
+        for (error, fault) in [(BADKEY, TsigFault::BadKey), (BADSIG, TsigFault::BadSig)] {
+            let (_, mut chain) = request(&key);
+            let mut signer = Signer::new(&key);
+            signer.error = error;
+            let (wire, _) = signer.sign(b"no MAC that counts", &[], &plain(1));
+            assert_eq!(take(&mut chain, &wire), Err(fault));
+        }
+        let (request_mac, mut chain) = request(&key);
+        let mut signer = Signer::new(&key);
+        signer.error = BADTIME;
+        signer.other = (NOW - 3600).to_be_bytes()[2..].to_vec();
+        let (wire, _) = signer.sign(&request_mac, &[], &plain(1));
+        assert_eq!(take(&mut chain, &wire), Err(TsigFault::BadTime(3600)));
+    }
+
+    #[test]
+    fn an_answer_of_another_time_or_key_is_not_believed() {
+        let key = key();
+        for (time, gap) in [(NOW + 301, 301), (NOW - 301, -301), (0, -1_800_000_000)] {
+            let (request_mac, mut chain) = request(&key);
+            let mut signer = Signer::new(&key);
+            signer.time = time;
+            let (wire, _) = signer.sign(&request_mac, &[], &plain(1));
+            assert_eq!(take(&mut chain, &wire), Err(TsigFault::Stale(gap)));
+        }
+        let (request_mac, mut chain) = request(&key);
+        let other = TsigKey::new("other", "hmac-sha256", SECRET).expect("a key");
+        let (wire, _) = Signer::new(&other).sign(&request_mac, &[], &plain(1));
+        assert_eq!(take(&mut chain, &wire), Err(TsigFault::OtherKey));
+        // A signature that was made for another request.
+        let (_, mut chain) = request(&key);
+        let (wire, _) = Signer::new(&key).sign(b"another MAC", &[], &plain(1));
+        assert_eq!(take(&mut chain, &wire), Err(TsigFault::Forged));
+    }
+
+    #[test]
+    fn a_key_is_checked_and_shows_no_secret() {
+        let new = TsigKey::new;
+        assert_eq!(new("", "hmac-sha256", SECRET).err(), Some(TsigKeyError::Name));
+        assert_eq!(new("a..b", "hmac-sha256", SECRET).err(), Some(TsigKeyError::Name));
+        assert_eq!(new("k", "hmac-md5", SECRET).err(), Some(TsigKeyError::Algorithm));
+        assert_eq!(new("k", "hmac-sha256", "").err(), Some(TsigKeyError::Secret));
+        assert_eq!(new("k", "hmac-sha256", "not base64").err(), Some(TsigKeyError::Secret));
+        let shown = format!("{:?}", key());
+        assert_eq!(shown, r#"TsigKey { name: "mesh-key.", algorithm: "hmac-sha256", .. }"#);
+    }
+
+    fn key() -> TsigKey {
+        TsigKey::new("mesh-key", "hmac-sha256", SECRET).expect("a key")
+    }
+
+    /// A message without records: only a header.
+    fn plain(number: u8) -> Vec<u8> {
+        vec![0, number, 0x84, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+    }
+
+    fn request(key: &TsigKey) -> (Vec<u8>, Chain) {
+        let mut wire = plain(1);
+        let chain = key.sign(&mut wire, NOW);
+        (Reply::read(&wire).and_then(|reply| reply.tsig).expect("signed").mac, chain)
+    }
+
+    fn take(chain: &mut Chain, wire: &[u8]) -> Result<(), TsigFault> {
+        // What is not a message at all is refused before it gets here.
+        let Some(reply) = Reply::read(wire) else { return Err(TsigFault::Forged) };
+        chain.verify(wire, reply.tsig.as_ref(), NOW)
+    }
+
+    /// The server's side.
+    struct Signer {
+        key: TsigKey,
+        time: u64,
+        error: u16,
+        other: Vec<u8>,
+        first: bool,
+    }
+
+    impl Signer {
+        fn new(key: &TsigKey) -> Self {
+            Self { key: key.clone(), time: NOW, error: 0, other: Vec::new(), first: true }
+        }
+
+        fn sign(&self, prior: &[u8], unsigned: &[Vec<u8>], message: &[u8]) -> (Vec<u8>, Vec<u8>) {
+            let mut record = TsigRecord {
+                start: message.len(),
+                name: self.key.name.clone(),
+                algorithm: self.key.algorithm.to_name(),
+                time: self.time,
+                fudge: FUDGE,
+                mac: Vec::new(),
+                original_id: u16::from_be_bytes([message[0], message[1]]),
+                error: self.error,
+                other: self.other.clone(),
+            };
+            let mut hmac = self.key.after(prior);
+            for message in unsigned {
+                hmac.update(message);
+            }
+            hmac.update(message);
+            hmac.update(&if self.first { variables(&record) } else { timers(&record) });
+            record.mac = hmac.finish();
+            let mut wire = message.to_vec();
+            append(&mut wire, &record);
+            (wire, record.mac)
         }
     }
 }

@@ -126,7 +126,7 @@ impl<'a> Section<'a> {
     }
 
     /// Ends the section: what has not been taken is unknown.
-    pub(super) fn finish(self) -> Result<()> {
+    pub(super) fn finish(&self) -> Result<()> {
         let Some(key) = self.rest.keys().min_by_key(|key| key.span().start) else { return Ok(()) };
         let known = self.known.join(", ");
         let message = format!("unknown key; expected one of: {known}");

@@ -48,12 +48,13 @@ pub(super) fn config(file: &Path, text: &str) -> Result<Config> {
     let stun_servers = stun(root.section("stun")?)?;
     let relay = relay(root.section("relay")?, &mut warnings)?;
     let control_socket = control(root.section("control")?, base, &interface.name)?;
-    let trust = network(root.section("network")?, zone.is_some(), &mut warnings)?;
+    let trust = network(root.section("network")?, &mut warnings)?;
     let peers = peers(root.take("peer"), &interface.routes, &mut warnings)?;
+    // First, so that a misspelt section is called that, and not missing.
+    root.finish()?;
     if zone.is_none() && peers.is_empty() {
         return Err(root.missing("zone", "a [zone] with the mesh's name, or at least one [[peer]]"));
     }
-    root.finish()?;
     Ok(Config {
         file: file.to_owned(),
         node,
@@ -217,7 +218,7 @@ fn control(mut section: Section<'_>, base: &Path, interface: &str) -> Result<Pat
     Ok(socket)
 }
 
-fn network(mut section: Section<'_>, in_zone: bool, warnings: &mut Warnings<'_>) -> Result<Trust> {
+fn network(mut section: Section<'_>, warnings: &mut Warnings<'_>) -> Result<Trust> {
     let keys = section.take("keys");
     let expected = "\"zone\" or \"listed\"";
     let listed = match section.take("trust") {
@@ -251,12 +252,6 @@ fn network(mut section: Section<'_>, in_zone: bool, warnings: &mut Warnings<'_>)
         if !item.list("a list of public keys")?.is_empty() {
             return Err(error);
         }
-    }
-    if in_zone {
-        warnings.add(
-            "network.trust = \"zone\": whoever can write to the zone can join the mesh and \
-             claim prefixes",
-        );
     }
     Ok(Trust::Zone)
 }

@@ -86,7 +86,6 @@ fn a_secret_that_everybody_can_read_is_a_warning() {
 fn what_is_probably_not_meant_is_a_warning() {
     let folder = folder();
     for (text, expected) in [
-        ("[zone]\nname = \"m.example\"", "network.trust = \"zone\""),
         ("[zone]\nname = \"m.example\"\n[network]\ntrust = \"listed\"", "no advert counts"),
         ("[zone]\nname = \"m.example\"\n[relay]\nservers = [\"turn:192.0.2.1\"]", "relays"),
         (

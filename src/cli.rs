@@ -170,10 +170,14 @@ fn filter(text: &str) -> Result<String, String> {
     EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
+/// What is logged unless something else is asked for. To boringtun a peer that does not
+/// answer is an error; to a mesh it is everyday life, and `status` tells it.
+const LOG: &str = "info,boringtun=off";
+
 fn log(level: Option<String>) {
     let filter = match level {
         Some(level) => EnvFilter::new(level),
-        None => EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
+        None => EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG)),
     };
     tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -94,9 +94,10 @@ impl Reader {
     /// Reads once: the packets of one super-packet, or `None` where it is not well
     /// made.
     pub(super) fn read(&mut self, device: &Device) -> io::Result<Option<Cut<'_>>> {
-        match rustix::io::read(&device.file, &mut self.buffer)? {
-            0 => Err(Errno::BADFD.into()),
-            length => Ok(Cut::new(&mut self.buffer[..length])),
+        match rustix::io::read(&device.file, &mut self.buffer) {
+            Ok(0) | Err(Errno::BADFD) => Err(gone()),
+            Ok(length) => Ok(Cut::new(&mut self.buffer[..length])),
+            Err(error) => Err(error.into()),
         }
     }
 }
@@ -136,12 +137,19 @@ impl Writer {
 }
 
 fn write(device: &Device, whole: &[u8], failure: &mut Option<io::Error>) {
-    if let Err(error) = rustix::io::write(&device.file, whole) {
-        *failure = Some(error.into());
+    match rustix::io::write(&device.file, whole) {
+        Ok(_) => {}
+        Err(Errno::BADFD) => *failure = Some(gone()),
+        Err(error) => *failure = Some(error.into()),
     }
+}
+
+/// What the kernel says of a device that was deleted, in words.
+fn gone() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "the TUN device is gone: something deleted it")
 }
 
 /// Whether this error means that there is no device any more.
 pub(super) fn is_gone(error: &io::Error) -> bool {
-    error.raw_os_error().map(Errno::from_raw_os_error) == Some(Errno::BADFD)
+    error.kind() == io::ErrorKind::NotFound
 }

@@ -7,9 +7,12 @@
 use std::{
     fs::{self, Permissions},
     io::{self, BufRead, BufReader, Write},
-    os::unix::{
-        fs::{FileTypeExt, PermissionsExt},
-        net::UnixStream,
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{FileTypeExt, PermissionsExt},
+            net::{UnixListener as StdListener, UnixStream},
+        },
     },
     path::{Path, PathBuf},
     sync::Arc,
@@ -17,6 +20,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream as AsyncStream},
@@ -115,6 +119,9 @@ pub enum ControlError {
         "no zonemesh answers at {0} ({1}): is `zonemesh up` running? --socket names another socket"
     )]
     NoDaemon(PathBuf, #[source] io::Error),
+    /// The caller may not ask.
+    #[error("{0} is for root alone: run this as root")]
+    Denied(PathBuf),
     /// The conversation broke off.
     #[error("the daemon at {0} ended the conversation: {1}")]
     Broken(PathBuf, #[source] io::Error),
@@ -141,8 +148,7 @@ impl ControlServer {
             Ok(_) => fs::remove_file(path).map_err(failed)?,
             Err(_) => {}
         }
-        let listener = UnixListener::bind(path).map_err(failed)?;
-        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
+        let listener = listen(path).map_err(failed)?;
         Ok(Self { listener, path: path.to_owned() })
     }
 
@@ -171,6 +177,17 @@ impl ControlServer {
             });
         }
     }
+}
+
+/// A socket of mode 0600 that was never open to others: until it listens, nobody can
+/// connect.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    socket.listen(MAX_CONNECTIONS as i32)?;
+    socket.set_nonblocking(true)?;
+    UnixListener::from_std(StdListener::from(OwnedFd::from(socket)))
 }
 
 impl Drop for ControlServer {
@@ -226,10 +243,12 @@ impl Client {
     /// Connects to the daemon.
     ///
     /// # Errors
-    /// [`ControlError::NoDaemon`] when none answers there.
+    /// [`ControlError`] when none answers there, or the caller may not ask.
     pub fn connect(path: &Path) -> Result<Self, ControlError> {
-        let stream = UnixStream::connect(path)
-            .map_err(|error| ControlError::NoDaemon(path.to_owned(), error))?;
+        let stream = UnixStream::connect(path).map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => ControlError::Denied(path.to_owned()),
+            _ => ControlError::NoDaemon(path.to_owned(), error),
+        })?;
         Ok(Self { stream: BufReader::new(stream), path: path.to_owned() })
     }
 

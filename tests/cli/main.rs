@@ -1,8 +1,9 @@
-//! The real executable: what it is told and what it answers. Nothing here needs root
-//! or leaves the machine.
+//! The real executable: what it is told and what it answers. Only what runs a daemon
+//! needs root; nothing leaves the machine.
 
 mod commands;
 mod configuration;
+mod daemon;
 
 use std::{
     fs,

@@ -212,3 +212,72 @@ fn send(
         (result, _) => result,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{net::UdpSocket, time::Duration};
+
+    use zonemesh_discovery::identity::Identity;
+
+    use super::*;
+    use crate::dataplane::{Config, DataPlane, EndpointMode, PeerConfig, device::Device};
+
+    /// Sends messages of these sizes and gives the datagrams that arrive. Each message
+    /// is made of its own number.
+    fn sent(sizes: &[(usize, usize)]) -> Vec<Vec<u8>> {
+        let config = Config { interface: "pair".to_owned(), listen_port: 0, private_key: [1; 32] };
+        let (device, _kernel) = Device::pair();
+        let (plane, _upcalls) = DataPlane::with_device(&config, device).expect("starts");
+        let peer = Arc::new(Peer::new(
+            &plane.shared.key,
+            1,
+            &PeerConfig {
+                public_key: Identity::from_seed(&[2; 32]).public_key(),
+                preshared_key: None,
+                keepalive: None,
+                allowed: Vec::new(),
+                mode: EndpointMode::Managed,
+            },
+        ));
+        let receiver = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+        receiver.set_read_timeout(Some(Duration::from_secs(10))).expect("not zero");
+        let path = receiver.local_addr().expect("bound");
+        let mut sender = Sender::new();
+        for (number, (expected, size)) in sizes.iter().enumerate() {
+            let room = sender.room(&plane.shared, &peer, path, *expected);
+            room[..*size].fill(number as u8);
+            sender.push(&plane.shared, *size);
+        }
+        sender.flush(&plane.shared);
+        let count = sizes.iter().filter(|(_, size)| *size > 0).count();
+        let mut buffer = [0; 2048];
+        (0..count)
+            .map(|_| {
+                let length = receiver.recv(&mut buffer).expect("it arrives");
+                buffer[..length].to_vec()
+            })
+            .collect()
+    }
+
+    fn messages(sizes: &[(usize, usize)]) -> Vec<Vec<u8>> {
+        let numbered = sizes.iter().enumerate().filter(|(_, (_, size))| *size > 0);
+        numbered.map(|(number, (_, size))| vec![number as u8; *size]).collect()
+    }
+
+    #[test]
+    fn every_message_arrives_as_a_datagram_of_its_own() {
+        // More than one send holds, in bytes and in number; less than the receiver does.
+        let (large, small) = ([(1452, 1452); 60], [(84, 84); 100]);
+        let falling = [(1452, 1452), (1452, 1452), (84, 84), (84, 84), (1452, 1452), (100, 100)];
+        let waiting = [(84, 84), (84, 0), (84, 84)];
+        for sizes in [&large[..], &small, &falling, &waiting] {
+            assert_eq!(sent(sizes), messages(sizes));
+        }
+    }
+
+    #[test]
+    fn an_initiation_in_the_place_of_a_small_packet_stays_whole() {
+        let sizes = [(84, 84), (84, 84), (84, 148), (84, 84)];
+        assert_eq!(sent(&sizes), messages(&sizes));
+    }
+}

@@ -58,6 +58,8 @@ const WITHDRAW_LIMIT: Duration = Duration::from_secs(2);
 pub enum ZoneEvent {
     /// The whole view of the zone, after a change.
     View(BTreeMap<PublicKey, InstanceRecords>),
+    /// The records of one node that knocked.
+    Found(InstanceRecords),
     /// The zone's STUN servers.
     StunServers(Vec<SocketAddr>),
     /// Reading: with whom, and how it went last.
@@ -86,7 +88,7 @@ pub struct Settings {
 /// The two tasks.
 pub struct Rendezvous {
     advert: watch::Sender<Option<Arc<SignedAdvert>>>,
-    ask: Arc<Notify>,
+    asks: mpsc::Sender<Option<PublicKey>>,
     client: watch::Receiver<Option<ZoneClient>>,
     node: PublicKey,
     tasks: [JoinHandle<()>; 2],
@@ -97,7 +99,7 @@ impl Rendezvous {
     pub fn start(settings: Settings, events: mpsc::Sender<Event>) -> Self {
         let (advert, advert_seen) = watch::channel(None);
         let (client_found, client) = watch::channel(None);
-        let ask = Arc::new(Notify::new());
+        let (asks, asked) = mpsc::channel(MAX_HURRIES as usize);
         let mend = Arc::new(Notify::new());
         let node = settings.node;
         let publisher = Publisher {
@@ -107,9 +109,9 @@ impl Rendezvous {
             node,
             events: events.clone(),
         };
-        let reader = Reader { settings, ask: Arc::clone(&ask), mend, advert: advert_seen, events };
+        let reader = Reader { settings, asked, mend, advert: advert_seen, events };
         let tasks = [tokio::spawn(publisher.run()), tokio::spawn(reader.run(client_found))];
-        Self { advert, ask, client, node, tasks }
+        Self { advert, asks, client, node, tasks }
     }
 
     /// Has the zone carry this advert from now on.
@@ -117,9 +119,11 @@ impl Rendezvous {
         self.advert.send_replace(Some(advert));
     }
 
-    /// Has the zone asked at once: somebody unknown knocked, or a path was lost.
-    pub fn ask(&self) {
-        self.ask.notify_one();
+    /// Has the zone asked at once, and where a node is named, for that one by itself:
+    /// somebody unknown knocked, or a path was lost.
+    pub fn ask(&self, node: Option<PublicKey>) {
+        // Where it is full the zone is about to be asked anyway.
+        let _ = self.asks.try_send(node);
     }
 
     /// Ends the tasks and takes this node's records out of the zone.
@@ -196,14 +200,14 @@ impl Publisher {
 /// Reads the zone.
 struct Reader {
     settings: Settings,
-    ask: Arc<Notify>,
+    asked: mpsc::Receiver<Option<PublicKey>>,
     mend: Arc<Notify>,
     advert: watch::Receiver<Option<Arc<SignedAdvert>>>,
     events: mpsc::Sender<Event>,
 }
 
 impl Reader {
-    async fn run(self, client_found: watch::Sender<Option<ZoneClient>>) {
+    async fn run(mut self, client_found: watch::Sender<Option<ZoneClient>>) {
         let mut backoff = Backoff::default();
         let mut health = Health::new("cannot read the zone", "the zone answers again");
         let Some(servers) = self.servers().await else { return };
@@ -256,7 +260,17 @@ impl Reader {
                     return;
                 }
             }
-            self.pause(jittered(poll_interval(members)), &mut hurries).await;
+            let knocker = self.pause(jittered(poll_interval(members)), &mut hurries).await;
+            if let Some(node) = knocker
+                && let Some((_, browser)) = servers.first_mut()
+            {
+                // Where it fails, the look at the whole zone that follows says why.
+                if let Ok(Some(records)) = browser.find(&node).await
+                    && self.events.send(Event::Zone(ZoneEvent::Found(records))).await.is_err()
+                {
+                    return;
+                }
+            }
         }
     }
 
@@ -306,14 +320,18 @@ impl Reader {
         view.get(&self.settings.node).is_none_or(|records| records.txt != advert.txt())
     }
 
-    /// Waits, or until somebody asks who still may.
-    async fn pause(&self, pause: Duration, hurries: &mut u32) {
+    /// Waits, or until somebody asks who still may; gives the node that is asked for.
+    async fn pause(&mut self, pause: Duration, hurries: &mut u32) -> Option<PublicKey> {
         let start = tokio::time::Instant::now();
         tokio::select! {
-            () = sleep_until(start + pause) => *hurries = (*hurries + 1).min(MAX_HURRIES),
-            () = self.ask.notified(), if *hurries > 0 => {
+            () = sleep_until(start + pause) => {
+                *hurries = (*hurries + 1).min(MAX_HURRIES);
+                None
+            }
+            Some(node) = self.asked.recv(), if *hurries > 0 => {
                 *hurries -= 1;
                 sleep_until(start + MIN_POLL_GAP.min(pause)).await;
+                node
             }
         }
     }

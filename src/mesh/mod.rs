@@ -177,6 +177,14 @@ impl Mesh {
         }
     }
 
+    /// Takes one node's records out of the zone.
+    pub fn handle_records(&mut self, records: &InstanceRecords, now: Instant, wall: SystemTime) {
+        self.clock = (now, wall);
+        if self.roster.as_mut().is_some_and(|roster| roster.handle_records(records, wall)) {
+            self.rearrange(now);
+        }
+    }
+
     /// Takes the TXT strings of one node, seen on the LAN or kept from the last run.
     pub fn handle_lan(&mut self, txt: &[Vec<u8>], now: Instant, wall: SystemTime) {
         self.clock = (now, wall);

@@ -152,13 +152,21 @@ impl Roster {
         }
         self.complaints.retain(|node, _| view.contains_key(node));
         let mut changed = false;
-        for (node, records) in view {
-            match records.verify(&self.zone, wall) {
-                Ok(entry) => changed |= self.take(entry, Source::Zone),
-                Err(error) => self.complain(*node, Complaint::Advert(error)),
-            }
+        for records in view.values() {
+            changed |= self.handle_records(records, wall);
         }
         changed
+    }
+
+    /// Takes one node's records out of the zone. Returns whether a member changed.
+    pub fn handle_records(&mut self, records: &InstanceRecords, wall: SystemTime) -> bool {
+        match records.verify(&self.zone, wall) {
+            Ok(entry) => self.take(entry, Source::Zone),
+            Err(error) => {
+                self.complain(records.node, Complaint::Advert(error));
+                false
+            }
+        }
     }
 
     /// Takes the TXT strings of one node on the LAN. Returns whether a member changed.

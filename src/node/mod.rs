@@ -216,6 +216,7 @@ impl Node {
                     self.due.advert = Some(now);
                 }
             }
+            ZoneEvent::Found(records) => self.mesh.handle_records(&records, now, wall),
             ZoneEvent::StunServers(servers) => {
                 self.zone.stun_servers.clone_from(&servers);
                 self.stun.set_servers(&servers, now);
@@ -278,12 +279,12 @@ impl Node {
                     return;
                 }
                 if self.mesh.handle_check(from, &bytes, now) == CheckOutcome::Stranger {
-                    self.ask_zone();
+                    self.ask_zone(None);
                 }
             }
             Upcall::Knock { key, from } => {
                 debug!(%key, %from, "a stranger knocks");
-                self.ask_zone();
+                self.ask_zone(Some(key));
             }
             Upcall::NoPath { peer } => self.mesh.handle_wanted(&peer, now),
             Upcall::Handshake { peer, from } => {
@@ -386,7 +387,7 @@ impl Node {
 
     /// The peer may have moved, and said so in the zone; or it was our own NAT.
     fn handle_path_lost(&mut self, now: Instant) {
-        self.ask_zone();
+        self.ask_zone(None);
         if self.due.stun_allowed <= now {
             self.due.stun_allowed = now + STUN_SPACING;
             self.stun.refresh(now);
@@ -495,9 +496,9 @@ impl Node {
         }
     }
 
-    fn ask_zone(&self) {
+    fn ask_zone(&self, node: Option<PublicKey>) {
         if let Some(rendezvous) = &self.rendezvous {
-            rendezvous.ask();
+            rendezvous.ask(node);
         }
     }
 

@@ -70,11 +70,17 @@ impl<'a> Document<'a> {
     }
 
     fn error(&self, span: &Range<usize>, key: String, message: String) -> ConfigError {
+        let position = Some(self.position(span));
+        ConfigError { file: self.file.to_owned(), position, key, message }
+    }
+
+    /// Line and column, from 1.
+    fn position(&self, span: &Range<usize>) -> (usize, usize) {
         let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
         let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
         let column = String::from_utf8_lossy(&before[line_start..]).chars().count() + 1;
-        ConfigError { file: self.file.to_owned(), position: Some((line, column)), key, message }
+        (line, column)
     }
 }
 
@@ -150,6 +156,11 @@ impl<'a> Item<'a> {
     /// An error about this value.
     pub(super) fn error(&self, message: impl Into<String>) -> ConfigError {
         self.document.error(&self.span, self.path.clone(), message.into())
+    }
+
+    /// Where it stands: line and column, from 1.
+    pub(super) fn position(&self) -> (usize, usize) {
+        self.document.position(&self.span)
     }
 
     /// An error that says what was found instead of what was expected.

@@ -175,6 +175,8 @@ pub struct PeerConfig {
     pub preshared_key: Option<Secret<[u8; 32]>>,
     /// Seconds between keepalives; `None` sends none.
     pub keepalive: Option<u16>,
+    /// Where its key stands in the file.
+    position: Option<(usize, usize)>,
 }
 
 impl Config {
@@ -211,5 +213,21 @@ impl Config {
     /// [`ConfigError`] names the file, the line, the key and what was expected.
     pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
         read::config(file, text)
+    }
+
+    /// Checks what only shows once the node's own key is known.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when the node is configured as its own peer.
+    pub fn check_own_key(&self, own: &PublicKey) -> Result<(), ConfigError> {
+        match self.peers.iter().enumerate().find(|(_, peer)| peer.public_key == *own) {
+            None => Ok(()),
+            Some((index, peer)) => Err(ConfigError {
+                file: self.file.clone(),
+                position: peer.position,
+                key: format!("peer[{index}].public_key"),
+                message: "is this node's own key; expected that of another node".to_owned(),
+            }),
+        }
     }
 }

@@ -292,6 +292,7 @@ fn peer(
 ) -> Result<PeerConfig> {
     let item = section.need("public_key", KEY)?;
     let public_key = public_key(&item)?;
+    let position = Some(item.position());
     if let Some(first) = keys.insert(public_key, index) {
         return Err(item.error(format!("the same key as peer[{first}]; each peer has its own")));
     }
@@ -324,7 +325,7 @@ fn peer(
         .transpose()?
         .filter(|seconds| *seconds != 0);
     section.finish()?;
-    Ok(PeerConfig { public_key, endpoint, routes, preshared_key, keepalive })
+    Ok(PeerConfig { public_key, endpoint, routes, preshared_key, keepalive, position })
 }
 
 /// The warnings so far, and the folder that paths are relative to.

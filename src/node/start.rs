@@ -50,6 +50,7 @@ impl Node {
         let (now, wall) = (Instant::now(), SystemTime::now());
         let mut state = State::open(&config.node.state_dir)?;
         let identity = Arc::new(state.identity()?);
+        config.check_own_key(&identity.public_key())?;
         let (sender, events) = mpsc::channel(QUEUE);
 
         // Before the device: whoever holds the socket is another daemon.

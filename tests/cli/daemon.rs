@@ -122,6 +122,22 @@ fn lab_what_is_taken_is_told_and_ends_with_1() {
 }
 
 #[test]
+fn lab_a_node_is_not_its_own_peer() {
+    isolated("daemon::lab_a_node_is_not_its_own_peer", || {
+        let [a, b] = pair();
+        let text = fs::read_to_string(a.file("zonemesh.toml")).expect("it is there");
+        let text = text.replace(&b.key(), &a.key());
+        fs::write(a.file("zonemesh.toml"), &text).expect("it is written");
+        let line = 1 + text.lines().position(|line| line.contains(&a.key())).expect("the key");
+        let mut command = a.namespace.command(EXECUTABLE);
+        let output = output_of(command.arg("up").arg("-c").arg(a.file("zonemesh.toml")));
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let expected = format!("zonemesh.toml:{line}:14: peer[0].public_key: is this node's own");
+        assert!(stderr(&output).contains(&expected), "{output:?}");
+    });
+}
+
+#[test]
 fn lab_without_privilege_up_fails_and_says_what_it_needs() {
     isolated("daemon::lab_without_privilege_up_fails_and_says_what_it_needs", || {
         programs::require(&["setpriv"]).expect("the programs are there");

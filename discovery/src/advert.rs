@@ -251,9 +251,7 @@ impl Advert {
         let mut txt = self.to_txt(since);
         let signature = identity.sign(&signed_bytes(zone, &txt));
         txt.push(format!("sig={}", BASE64.encode(&signature)).into_bytes());
-        if txt.iter().map(|string| string.len() + 1).sum::<usize>() > MAX_TXT_LEN {
-            return Err(AdvertError::TooLarge);
-        }
+        check_size(&txt)?;
         Ok(SignedAdvert { advert: Self { expires, ..self.clone() }, txt })
     }
 
@@ -347,9 +345,7 @@ impl SignedAdvert {
     /// [`AdvertError`] says what is wrong with the first thing that is.
     pub fn verify(zone: &Zone, txt: &[Vec<u8>], now: SystemTime) -> Result<Self, AdvertError> {
         let (last, body) = txt.split_last().ok_or(AdvertError::Missing("txtvers"))?;
-        if txt.iter().map(|string| string.len() + 1).sum::<usize>() > MAX_TXT_LEN {
-            return Err(AdvertError::TooLarge);
-        }
+        check_size(txt)?;
         let fields = Fields::read(txt)?;
         let node: PublicKey = fields.one("pub")?;
         let signature = last.strip_prefix(b"sig=").ok_or(AdvertError::Missing("sig"))?;
@@ -425,6 +421,8 @@ impl InstanceRecords {
     /// # Errors
     /// [`AdvertError`] says what is wrong with the first thing that is.
     pub fn verify(&self, zone: &Zone, now: SystemTime) -> Result<Entry, AdvertError> {
+        // Before anything reads them: a zone may hold any number of strings.
+        check_size(&self.txt)?;
         if self.txt.iter().any(|string| string.starts_with(b"sig=")) {
             let signed = SignedAdvert::verify(zone, &self.txt, now)?;
             if signed.advert.node != self.node {
@@ -435,8 +433,13 @@ impl InstanceRecords {
             }
             return Ok(Entry::Signed(signed));
         }
-        let endpoint = self.endpoint.clone().ok_or(AdvertError::Missing("SRV with address"))?;
-        let mut routes = Vec::new();
+        let mut endpoint = self.endpoint.clone().ok_or(AdvertError::Missing("SRV with address"))?;
+        // Nobody signed these: none of them may lead back to this machine.
+        endpoint.addresses.retain(|addr| is_reachable(*addr));
+        if endpoint.port == 0 || endpoint.addresses.is_empty() {
+            return Err(AdvertError::Missing("SRV with address"));
+        }
+        let mut routes: Vec<IpNet> = Vec::new();
         // wgsd serves SRV before it serves TXT: a bare SRV names at least the endpoint.
         if !self.txt.is_empty() {
             let fields = Fields::read(&self.txt)?;
@@ -445,6 +448,8 @@ impl InstanceRecords {
             }
             routes = fields.list("allowed")?;
             routes.truncate(MAX_ROUTES);
+            // Written by hand, it may have host bits; the prefix is what counts.
+            routes.iter_mut().for_each(|route| *route = route.trunc());
         }
         Ok(Entry::Bare(BareEntry { node: self.node, endpoint, routes }))
     }
@@ -483,6 +488,11 @@ pub enum AdvertError {
     /// The lease ends further ahead than any may.
     #[error("its lease ends too far ahead (or a clock is wrong)")]
     Lease,
+}
+
+fn check_size(txt: &[Vec<u8>]) -> Result<(), AdvertError> {
+    let size: usize = txt.iter().map(|string| string.len() + 1).sum();
+    if size > MAX_TXT_LEN { Err(AdvertError::TooLarge) } else { Ok(()) }
 }
 
 /// The signature's message: context, zone, and each string with its length.

@@ -267,6 +267,30 @@ fn records_in_wgsds_form_are_bare_entries() {
 }
 
 #[test]
+fn what_nobody_signed_is_bounded_and_leads_nowhere_else() {
+    let node = identity().public_key();
+    let records = |allowed: &str, port, addresses: &[[u8; 4]]| InstanceRecords {
+        node,
+        txt: ["txtvers=1", &format!("pub={node}"), allowed].map(|s| s.as_bytes().to_vec()).into(),
+        endpoint: Some(Endpoint::new(port, addresses.iter().map(|a| (*a).into()).collect())),
+    };
+    let mixed = records("allowed=10.99.0.7/24", 51820, &[[127, 0, 0, 1], [198, 51, 100, 7]]);
+    let Ok(Entry::Bare(bare)) = mixed.verify(&zone(), now()) else { panic!("bare") };
+    assert_eq!(bare.routes, ["10.99.0.0/24".parse().expect("a prefix")]);
+    assert_eq!(bare.endpoint.addresses(), [std::net::IpAddr::from([198, 51, 100, 7])]);
+    for useless in [
+        records("allowed=", 51820, &[[127, 0, 0, 1], [224, 0, 0, 1], [255; 4]]),
+        records("allowed=", 0, &[[198, 51, 100, 7]]),
+    ] {
+        assert!(matches!(useless.verify(&zone(), now()), Err(AdvertError::Missing(_))));
+    }
+    // One name may have many TXT records of 64 KB each: to compare all keys takes hours.
+    let mut many = records("allowed=", 51820, &[[198, 51, 100, 7]]);
+    many.txt.extend((0..1_000_000u32).map(|n| format!("{n:x}=").into_bytes()));
+    assert_eq!(many.verify(&zone(), now()), Err(AdvertError::TooLarge));
+}
+
+#[test]
 fn the_answer_for_one_node_fits_a_packet() {
     let candidates = [
         "198.51.100.207:51820",

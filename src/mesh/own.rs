@@ -86,13 +86,10 @@ impl Own {
         now: Instant,
         wall: SystemTime,
     ) -> Result<Option<Arc<SignedAdvert>>, AdvertError> {
-        let is_fresh = self.current.as_ref().is_some_and(|current| {
-            current.candidates == candidates
-                && now < current.renew_at()
-                && current.clock_step(now, wall) < CLOCK_STEP
-                && current.advert.advert().sequence >= self.sequence
+        let is_same = self.current.as_ref().is_some_and(|current| {
+            current.candidates == candidates && current.advert.advert().sequence >= self.sequence
         });
-        if is_fresh {
+        if is_same && !self.is_outdated(now, wall) {
             return Ok(None);
         }
         // Milliseconds since 1970 as the number of the advert: it rises also where the
@@ -119,6 +116,15 @@ impl Own {
             made_wall: wall,
         });
         Ok(Some(advert))
+    }
+
+    /// Whether the advert has to be dated anew, though there is nothing else to say:
+    /// half its lease is over, or the wall clock was set. To be asked every few seconds:
+    /// no deadline can tell when a clock will be set, or a suspended machine wake up.
+    pub fn is_outdated(&self, now: Instant, wall: SystemTime) -> bool {
+        self.current.as_ref().is_some_and(|current| {
+            now >= current.renew_at() || current.clock_step(now, wall) >= CLOCK_STEP
+        })
     }
 
     /// When the advert has to be made anew at the latest.
@@ -221,6 +227,22 @@ mod tests {
         assert!(own.outbid(ahead + 10));
         let outbid = own.refresh(&[], now, back).expect("fits").expect("was outbid");
         assert_eq!(outbid.advert().sequence, ahead + 11);
+    }
+
+    #[test]
+    fn a_machine_that_slept_dates_its_advert_anew_when_it_wakes() {
+        let (now, wall) = (Instant::now(), SystemTime::UNIX_EPOCH + WALL);
+        let mut own = own(0);
+        assert!(!own.is_outdated(now, wall), "there is none yet");
+        own.refresh(&[], now, wall).expect("fits").expect("the first");
+        let second = Duration::from_secs(1);
+        assert!(!own.is_outdated(now + second, wall + second));
+        // Its own clock stood still meanwhile (CLOCK_MONOTONIC).
+        let awake = wall + 2 * LEASE;
+        assert!(own.is_outdated(now + second, awake));
+        own.refresh(&[], now + second, awake).expect("fits").expect("dated anew");
+        assert!(!own.is_outdated(now + second, awake));
+        assert!(own.is_outdated(now + second, wall), "set back again");
     }
 
     #[test]

@@ -309,8 +309,8 @@ impl Node {
             }
         }
         self.mesh.handle_timeout(now, wall);
-        let renew = self.own.as_ref().and_then(Own::renew_at);
-        if self.due.advert.is_some_and(|due| due <= now) || renew.is_some_and(|due| due <= now) {
+        let outdated = self.own.as_ref().is_some_and(|own| own.is_outdated(now, wall));
+        if outdated || self.due.advert.is_some_and(|due| due <= now) {
             self.due.advert = None;
             self.advertise(now, wall);
         }

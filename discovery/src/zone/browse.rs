@@ -18,7 +18,7 @@ use super::{
     Task, ZoneClient, ZoneError,
     contents::{Contents, MAX_INSTANCES, OutOfStep},
     error::{Rcode, TsigFault},
-    message::{Data, query},
+    message::{Data, Reply, query},
     query_budget,
     transfer::{Step, Transfer},
 };
@@ -267,34 +267,37 @@ impl Lookup {
             .map(|node| client.zone.instance(node))
             .flat_map(|name| [(name.clone(), RecordType::SRV), (name, RecordType::TXT)])
             .collect();
-        let replies = client.ask_all(&questions).await?;
-        let asked = nodes.iter().flat_map(|node| [node, node]);
-        for (node, reply) in asked.zip(replies) {
-            match reply {
-                // A good server sends the target's addresses along (RFC 2782).
-                Ok(reply) => {
-                    for record in reply.answers.into_iter().chain(reply.additionals) {
-                        self.contents.add(&client.zone, record);
-                    }
+        let (contents, failed) = (&mut self.contents, &mut self.failed);
+        let take = |number: usize, reply: Result<Reply, ZoneError>| match reply {
+            // A good server sends the target's addresses along (RFC 2782).
+            Ok(reply) => {
+                for record in reply.answers.into_iter().chain(reply.additionals) {
+                    contents.add(&client.zone, record);
                 }
-                Err(error @ ZoneError::Tsig { .. }) => return Err(error),
-                Err(error) => {
-                    self.failed.insert(*node, error);
-                }
+                contents.check_size(client.server)
             }
-        }
+            Err(error @ ZoneError::Tsig { .. }) => Err(error),
+            Err(error) => {
+                // Of each node two things are asked.
+                failed.insert(nodes[number / 2], error);
+                Ok(())
+            }
+        };
+        client.ask_all(&questions, take).await?;
         let targets = self.contents.targets_without_address(&client.zone);
         let addresses: Vec<(Name, RecordType)> = targets
             .into_iter()
             .flat_map(|name| [(name.clone(), RecordType::A), (name, RecordType::AAAA)])
             .collect();
         self.queries += questions.len() + addresses.len();
-        // An address that cannot be read leaves its instance without endpoint.
-        for reply in client.ask_all(&addresses).await?.into_iter().flatten() {
-            for record in reply.answers {
-                self.contents.add(&client.zone, record);
+        let contents = &mut self.contents;
+        let take = |_, reply: Result<Reply, ZoneError>| {
+            // An address that cannot be read leaves its instance without endpoint.
+            for record in reply.into_iter().flat_map(|reply| reply.answers) {
+                contents.add(&client.zone, record);
             }
-        }
-        Ok(())
+            contents.check_size(client.server)
+        };
+        client.ask_all(&addresses, take).await
     }
 }

@@ -111,32 +111,37 @@ impl ZoneClient {
         Connection::open(self.server).await?.ask(Request::new(self, task, message)).await
     }
 
-    /// Many queries over one TCP connection, a few at a time. An answer that is not
-    /// usable is that one question's matter.
+    /// Many queries over one TCP connection, a few at a time; `take` gets the replies
+    /// in the order of the questions, as they come, so that never all of them are in
+    /// memory. An answer that is not usable is that one question's matter.
     async fn ask_all(
         &self,
         questions: &[(Name, RecordType)],
-    ) -> Result<Vec<Result<Reply, ZoneError>>, ZoneError> {
+        mut take: impl FnMut(usize, Result<Reply, ZoneError>) -> Result<(), ZoneError>,
+    ) -> Result<(), ZoneError> {
         /// Some servers answer no more than about 33 queries at a time on one
         /// connection; half of that leaves room.
         const AT_ONCE: usize = 16;
-        let mut replies = Vec::with_capacity(questions.len());
         if questions.is_empty() {
-            return Ok(replies);
+            return Ok(());
         }
         let mut connection = Connection::open(self.server).await?;
+        let mut answered = 0;
         for questions in questions.chunks(AT_ONCE) {
-            let batch = connection.ask_all(self.batch(questions)).await;
-            replies.extend(match batch {
+            let replies = match connection.ask_all(self.batch(questions)).await {
                 // A server may end a connection whenever it likes (RFC 7766 §6.2.4).
-                Err(ZoneError::Closed { .. }) if !replies.is_empty() => {
+                Err(ZoneError::Closed { .. }) if answered > 0 => {
                     connection = Connection::open(self.server).await?;
                     connection.ask_all(self.batch(questions)).await?
                 }
-                batch => batch?,
-            });
+                replies => replies?,
+            };
+            for reply in replies {
+                take(answered, reply)?;
+                answered += 1;
+            }
         }
-        Ok(replies)
+        Ok(())
     }
 
     fn batch(&self, questions: &[(Name, RecordType)]) -> Vec<Request> {

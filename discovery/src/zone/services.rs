@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::{
     Task, ZoneClient, ZoneError,
-    message::{Data, Record, query},
+    message::{Data, Record, Reply, query},
 };
 use crate::advert::Zone;
 
@@ -64,9 +64,11 @@ impl ZoneClient {
         }
         let questions = [(name.clone(), RecordType::A), (name.clone(), RecordType::AAAA)];
         let mut addresses = Vec::new();
-        for reply in self.ask_all(&questions).await? {
+        let take = |_, reply: Result<Reply, ZoneError>| {
             addresses.extend(addresses_of(&reply?.answers, name));
-        }
+            Ok(())
+        };
+        self.ask_all(&questions, take).await?;
         Ok(addresses)
     }
 }

@@ -6,26 +6,26 @@
 //! is in a [`world`] of its own, which this process ends when it is interrupted.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt::Display,
     io::{self, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     process::ExitCode,
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use zonemesh_discovery::identity::PublicKey;
 
 use super::{
-    member::{Identity, Member, find_peer},
+    member::{Identity, Member},
     nat::Kind,
     programs,
-    setup::{Family, Setup, ZoneProgram},
+    setup::{Family, Setup},
     world,
+    zone_server::ZoneServerKind,
 };
 
 /// How long the three nodes may take to have their sessions.
@@ -50,6 +50,9 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 /// The steps of a node alone, which come before those with its peers.
 const GATHERED: &str = "gathered its addresses";
 const ADVERTISED: &str = "advertised itself in the zone";
+const LEARNT: &str = "learnt its NAT's behaviour";
+
+const SECONDS_PER_DAY: f64 = 24.0 * 3600.0;
 
 /// How many lines of a log a failed step shows.
 const TAIL: usize = 20;
@@ -106,8 +109,12 @@ struct Actor {
 
 /// Builds the lab and shows it.
 fn show() -> Result<()> {
-    let start = Instant::now();
-    let zone = if programs::present("named") { ZoneProgram::Bind } else { ZoneProgram::Knot };
+    let start = Start::now();
+    let (zone, program) = if programs::present("named") {
+        (ZoneServerKind::Bind, "BIND")
+    } else {
+        (ZoneServerKind::Knot, "Knot")
+    };
     let mut setup = Setup::new(zone, Family::Ipv4, &std::env::current_exe()?)?;
     let mut site_a = setup.lab.site("nat-a", Kind::PortRestricted, "192.168.1.0/24")?;
     let mut site_b = setup.lab.site("nat-b", Kind::PortRestricted, "192.168.2.0/24")?;
@@ -120,14 +127,14 @@ fn show() -> Result<()> {
     println!("  a  {:<14} behind {}", hosts[0].0.ipv4(), hosts[0].1);
     println!("  b  {:<14} behind {}", hosts[1].0.ipv4(), hosts[1].1);
     println!("  c  {:<14} public", hosts[2].1);
-    println!("  the zone {} at {} ({zone})", setup.services.zone, setup.services.zone_server);
+    println!("  the zone {} at {} ({program})", setup.services.zone, setup.services.zone_server);
     println!("  STUN at {} (coturn)\n", list(&setup.services.stun_servers));
-    tell(start, "lab", "built: no packet leaves this machine");
+    tell(start.elapsed(), "lab", "built: no packet leaves this machine");
 
     let mut actors = Vec::new();
     for ((name, number), (host, public)) in ["a", "b", "c"].into_iter().zip(1..).zip(hosts) {
         let member = Member::start(Identity::new(name, number), &host, &setup.services)?;
-        tell(start, name, &format!("started, overlay address {}", member.overlay()));
+        tell(start.elapsed(), name, &format!("started, overlay address {}", member.overlay()));
         actors.push(Actor { member, public, reached: BTreeSet::new() });
     }
     follow(start, &setup, &mut actors)?;
@@ -151,29 +158,52 @@ fn show() -> Result<()> {
     println!();
     for actor in &mut actors {
         actor.member.stop().context("a node did not end as it should")?;
-        tell(start, actor.member.name(), "stopped, its advert withdrawn");
+        tell(start.elapsed(), actor.member.name(), "stopped, its advert withdrawn");
     }
     println!("\nDone. The lab is gone, with all that was in it.");
     Ok(())
 }
 
-/// Tells what the nodes reach until each has a session with each.
-fn follow(start: Instant, setup: &Setup, actors: &mut [Actor]) -> Result<()> {
-    let names: Vec<String> = actors.iter().map(|actor| actor.member.name().to_owned()).collect();
+/// Tells what the nodes reach until each has a session with each. Their logs say it,
+/// and when it was; whether an advert has arrived in the zone, the zone says.
+fn follow(start: Start, setup: &Setup, actors: &mut [Actor]) -> Result<()> {
     let begun = Instant::now();
+    let mut names: BTreeMap<String, String> = BTreeMap::new();
+    let mut instances: BTreeMap<String, String> = BTreeMap::new();
     loop {
-        let adverts = setup.adverts();
-        for actor in &mut *actors {
+        for actor in &*actors {
+            let name = actor.member.name();
+            if names.values().any(|known| known == name) {
+                continue;
+            }
             let Ok(status) = actor.member.status() else { continue };
-            for (step, more) in steps(&status, &adverts, &names) {
-                if !actor.reached.contains(&step) {
-                    tell(start, actor.member.name(), &format!("{step}{more}"));
-                    actor.reached.insert(step);
-                }
+            let key = status["node"]["public_key"].as_str().unwrap_or_default();
+            let parsed: PublicKey = key.parse().context("status shows the node's key")?;
+            names.insert(key.to_owned(), name.to_owned());
+            instances.insert(parsed.to_base32(), name.to_owned());
+        }
+        let mut news: Vec<(f64, String, Step)> = Vec::new();
+        for advert in setup.adverts() {
+            let name = advert.split('=').next().and_then(|label| instances.get(label));
+            news.extend(name.map(|name| (start.elapsed(), name.clone(), Step::advertised())));
+        }
+        for actor in &*actors {
+            let name = actor.member.name().to_owned();
+            let log = actor.member.log();
+            let steps = log.lines().filter_map(|line| Some((start.of(line)?, step(line, &names)?)));
+            news.extend(steps.map(|(time, step)| (time, name.clone(), step)));
+        }
+        news.sort_by(|(a, ..), (b, ..)| a.total_cmp(b));
+        for (time, name, step) in news {
+            let actor = actors.iter_mut().find(|actor| actor.member.name() == name);
+            if actor.is_some_and(|actor| actor.reached.insert(step.what.clone())) {
+                tell(time, &name, &format!("{}{}", step.what, step.more));
             }
         }
         let missing = actors.iter().find_map(|actor| {
-            let goals = goals(actor.member.name(), &names);
+            let name = actor.member.name();
+            let peers = actors.iter().map(|other| other.member.name()).filter(|peer| *peer != name);
+            let goals = goals(&peers.collect::<Vec<_>>());
             goals.into_iter().find(|goal| !actor.reached.contains(goal)).map(|goal| (actor, goal))
         });
         let Some((actor, goal)) = missing else { return Ok(()) };
@@ -189,17 +219,31 @@ fn follow(start: Instant, setup: &Setup, actors: &mut [Actor]) -> Result<()> {
     }
 }
 
+/// Something that a node has reached.
+struct Step {
+    what: String,
+    /// What more there is to say of it.
+    more: String,
+}
+
+impl Step {
+    fn advertised() -> Self {
+        Self { what: ADVERTISED.to_owned(), more: String::new() }
+    }
+}
+
 /// The steps that every node must reach, in the order of their dependence.
-fn goals(name: &str, names: &[String]) -> Vec<String> {
+fn goals(peers: &[&str]) -> Vec<String> {
     let mut goals = vec![GATHERED.to_owned(), ADVERTISED.to_owned()];
     for step in [found, punched, session] {
-        goals.extend(names.iter().filter(|peer| *peer != name).map(|peer| step(peer)));
+        goals.extend(peers.iter().map(|peer| step(peer)));
     }
+    goals.push(LEARNT.to_owned());
     goals
 }
 
 fn found(peer: &str) -> String {
-    format!("found {peer} in the zone")
+    format!("found the advert of {peer}")
 }
 
 fn punched(peer: &str) -> String {
@@ -210,36 +254,63 @@ fn session(peer: &str) -> String {
     format!("made a WireGuard session with {peer}")
 }
 
-/// What a status shows to have been reached: each step, and what more there is to say.
-fn steps(status: &Value, adverts: &[String], names: &[String]) -> Vec<(String, String)> {
-    let node = &status["node"];
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let mut steps = Vec::new();
-    let reflexive: Vec<String> =
-        node["reflexive"].as_array().into_iter().flatten().map(text).collect();
-    if !reflexive.is_empty() {
-        steps.push((GATHERED.to_owned(), format!(": {} from outside", list(&reflexive))));
+/// What a line of a node's log says to have been reached. `names` has the nodes' names
+/// by their keys.
+fn step(line: &str, names: &BTreeMap<String, String>) -> Option<Step> {
+    // The last value of a line has no space behind it.
+    let line = format!("{line} ");
+    let field = |name: &str| {
+        let (_, value) = line.split_once(&format!(" {name}="))?;
+        value.split(' ').next()
+    };
+    let says = |message: &str| line.contains(&format!(": {message} "));
+    let peer = || names.get(field("peer")?);
+    let (what, more) = if says("reflexive addresses") {
+        let (_, list) = line.split_once("reflexive=[")?;
+        let addresses = list.trim_end().strip_suffix(']').filter(|list| !list.is_empty())?;
+        (GATHERED.to_owned(), format!(": {addresses} from outside"))
+    } else if says("NAT behaviour") && field("filtering")? != "unknown" {
+        let told = format!(": mapping {}, filtering {}", field("mapping")?, field("filtering")?);
+        (LEARNT.to_owned(), told)
+    } else if says("found") {
+        (found(peer()?), String::new())
+    } else if says("path") {
+        (punched(peer()?), format!(": {}", field("remote")?))
+    } else if says("session") {
+        (session(peer()?), String::new())
+    } else {
+        return None;
+    };
+    Some(Step { what, more })
+}
+
+/// When the lab was started, by both clocks: nodes write wall-clock time in their logs.
+#[derive(Clone, Copy)]
+struct Start {
+    instant: Instant,
+    /// Seconds since midnight, UTC.
+    of_day: f64,
+}
+
+impl Start {
+    fn now() -> Self {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { instant: Instant::now(), of_day: since_1970.as_secs_f64() % SECONDS_PER_DAY }
     }
-    let (mapping, filtering) = (text(&node["nat"]["mapping"]), text(&node["nat"]["filtering"]));
-    if !mapping.is_empty() && mapping != "unknown" {
-        let told = format!(": mapping {mapping}, filtering {filtering}");
-        steps.push(("learnt its NAT's behaviour".to_owned(), told));
+
+    fn elapsed(self) -> f64 {
+        self.instant.elapsed().as_secs_f64()
     }
-    let key: Option<PublicKey> = text(&node["public_key"]).parse().ok();
-    if key.is_some_and(|key| adverts.iter().any(|name| name.starts_with(&key.to_base32()))) {
-        steps.push((ADVERTISED.to_owned(), String::new()));
+
+    /// How long after the start a line of a log was written. It begins with a time as
+    /// 2026-01-31T12:34:56.789012Z.
+    fn of(self, line: &str) -> Option<f64> {
+        let (_, time) = line.split_whitespace().next()?.strip_suffix('Z')?.split_once('T')?;
+        let mut parts = time.splitn(3, ':');
+        let mut part = || parts.next()?.parse::<f64>().ok();
+        let of_day = part()? * 3600.0 + part()? * 60.0 + part()?;
+        Some((of_day - self.of_day).rem_euclid(SECONDS_PER_DAY))
     }
-    for name in names {
-        let Some(peer) = find_peer(status, name) else { continue };
-        steps.push((found(name), String::new()));
-        if peer["path"]["kind"] == "direct" {
-            steps.push((punched(name), format!(": {}", text(&peer["path"]["remote"]))));
-        }
-        if peer["last_handshake_s"].is_number() {
-            steps.push((session(name), String::new()));
-        }
-    }
-    steps
 }
 
 /// Prints a line of the table of paths.
@@ -301,8 +372,8 @@ fn transfer(from: &Member, to: &Member) -> Result<f64> {
     Ok(received as f64 * 8.0 / elapsed.as_secs_f64())
 }
 
-fn tell(start: Instant, who: &str, what: &str) {
-    println!("{:>7.2} s  {who:<5}{what}", start.elapsed().as_secs_f64());
+fn tell(time: f64, who: &str, what: &str) {
+    println!("{time:>8.3} s  {who:<5}{what}");
 }
 
 fn list(items: &[impl Display]) -> String {
@@ -313,4 +384,43 @@ fn list(items: &[impl Display]) -> String {
 fn tail(log: &str) -> String {
     let skipped = log.lines().count().saturating_sub(TAIL);
     log.lines().skip(skipped).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_read_from_a_log() {
+        let names = BTreeMap::from([("HC4e+A=".to_owned(), "b".to_owned())]);
+        let told = |line: &str| step(line, &names).map(|step| step.what + &step.more);
+        let time = "2026-11-23T03:06:51.162510Z  INFO zonemesh";
+        for (line, expected) in [
+            ("::mesh: found peer=HC4e+A= name=\"b\"", "found the advert of b"),
+            (
+                "::node: session peer=HC4e+A= from=198.18.4.2:51822",
+                "made a WireGuard session with b",
+            ),
+            (
+                "::mesh: path peer=HC4e+A= remote=[2001:2::2]:51822",
+                "opened a direct path to b: [2001:2::2]:51822",
+            ),
+            (
+                "::node: reflexive addresses reflexive=[198.18.3.2:1, [2001:2::2]:1]",
+                "gathered its addresses: 198.18.3.2:1, [2001:2::2]:1 from outside",
+            ),
+        ] {
+            assert_eq!(told(&format!("{time}{line}")).as_deref(), Some(expected));
+        }
+        assert_eq!(told(&format!("{time}::node: session peer=unknown from=1")), None);
+        assert_eq!(told("no log at all"), None);
+    }
+
+    #[test]
+    fn times_of_a_log_count_from_the_start_also_over_midnight() {
+        let start = Start { instant: Instant::now(), of_day: SECONDS_PER_DAY - 1.0 };
+        let after = start.of("2026-11-23T00:00:00.500000Z  INFO zonemesh: up").expect("a time");
+        assert!((after - 1.5).abs() < 1e-6, "{after}");
+        assert_eq!(start.of("stack backtrace:"), None);
+    }
 }

@@ -2,10 +2,12 @@
 
 use std::{
     fmt::Write as _,
-    fs,
+    fs::{self, OpenOptions},
+    io::Write as _,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitStatus},
     thread,
     time::{Duration, Instant},
 };
@@ -146,7 +148,9 @@ impl Member {
     pub fn start(identity: Identity, host: &Host, services: &Services) -> Result<Self> {
         let folder = services.folder.join(&identity.name);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        fs::write(folder.join("tsig.key"), &services.tsig_secret)?;
+        let mut key = OpenOptions::new();
+        key.mode(0o600).write(true).create(true).truncate(true);
+        key.open(folder.join("tsig.key"))?.write_all(services.tsig_secret.as_bytes())?;
         fs::write(folder.join("zonemesh.toml"), identity.configuration(services, &folder))?;
         let (daemon, started) = spawn(&identity, host, &services.executable, &folder, 0)?;
         let executable = services.executable.clone();
@@ -280,16 +284,27 @@ impl Member {
     pub fn stop(&mut self) -> Result<()> {
         let pid = i32::try_from(self.daemon.id()).ok().and_then(Pid::from_raw);
         kill_process(pid.context("a child has a number")?, Signal::TERM)?;
+        let status = self.wait_for_end(STOP_LIMIT)?;
+        if !status.success() {
+            bail!("{} ended with {status}:\n{}", self.name(), self.log());
+        }
+        Ok(())
+    }
+
+    /// Waits until it ends.
+    ///
+    /// # Errors
+    /// When it does not within `limit`.
+    pub fn wait_for_end(&mut self, limit: Duration) -> Result<ExitStatus> {
         let start = Instant::now();
         loop {
-            match self.daemon.ended()? {
-                Some(status) if status.success() => return Ok(()),
-                Some(status) => bail!("{} ended with {status}:\n{}", self.name(), self.log()),
-                None if start.elapsed() > STOP_LIMIT => {
-                    bail!("{} does not end:\n{}", self.name(), self.log())
-                }
-                None => thread::sleep(POLL),
+            if let Some(status) = self.daemon.ended()? {
+                return Ok(status);
             }
+            if start.elapsed() > limit {
+                bail!("{} does not end:\n{}", self.name(), self.log());
+            }
+            thread::sleep(POLL);
         }
     }
 
@@ -346,6 +361,8 @@ fn spawn(
 ) -> Result<(Daemon, Instant)> {
     let mut command = host.namespace.command(&executable.to_string_lossy());
     command.arg("up").arg("-c").arg(folder.join("zonemesh.toml"));
+    // What the log is read for must be in it, whatever the caller's own log shows.
+    command.env_remove("RUST_LOG");
     let started = Instant::now();
     let log = folder.join(format!("{count}.log"));
     Ok((Daemon::spawn(&identity.name, &mut command, &log)?, started))

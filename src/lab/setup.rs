@@ -1,10 +1,9 @@
 //! A lab with the services that a mesh stands on: a zone and STUN servers.
 
 use std::{
-    fmt, fs,
-    net::{IpAddr, SocketAddr},
+    fs,
+    net::IpAddr,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::Result;
@@ -13,9 +12,9 @@ use super::{
     member::Services,
     namespace::run,
     net::{Host, Lab},
-    process::Daemon,
     programs,
     stun_server::StunServer,
+    zone_server::{KEY_ALGORITHM, ZoneServer, ZoneServerConfig, ZoneServerKind},
 };
 
 /// Holds everything that a lab writes. A world's `/run` goes with the world.
@@ -24,23 +23,13 @@ const FOLDER: &str = "/run/lab";
 /// The zone that the members share.
 const ZONE: &str = "mesh.example";
 
-/// The program that serves the zone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ZoneProgram {
-    /// BIND's `named`.
-    Bind,
-    /// Knot DNS's `knotd`.
-    Knot,
-}
+/// The key of the lab's zones. It guards nothing: who reaches the server is in the lab.
+const KEY_NAME: &str = "mesh-key";
+const KEY_SECRET: &str = "em9uZW1lc2ggbGFiIGtleSwga25vd24gdG8gYWxsISE=";
 
-impl fmt::Display for ZoneProgram {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Bind => "BIND",
-            Self::Knot => "Knot",
-        })
-    }
-}
+/// Where the services are, as anywhere.
+const DNS_PORT: u16 = 53;
+const STUN_PORT: u16 = 3478;
 
 /// The addresses by which nodes know the services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,15 +41,14 @@ pub enum Family {
 }
 
 /// A lab, its services, and what nodes must know of them.
-#[derive(Debug)]
 pub struct Setup {
     /// The network.
     pub lab: Lab,
     /// What nodes must know.
     pub services: Services,
-    program: ZoneProgram,
+    kind: ZoneServerKind,
     zone_host: Host,
-    zone_server: Daemon,
+    zone_server: ZoneServer,
     stun_host: Host,
     /// Ends with the lab.
     _stun_server: StunServer,
@@ -72,10 +60,10 @@ impl Setup {
     ///
     /// # Errors
     /// When a program is missing, or something does not start.
-    pub fn new(program: ZoneProgram, family: Family, executable: &Path) -> Result<Self> {
-        let server = match program {
-            ZoneProgram::Bind => "named",
-            ZoneProgram::Knot => "knotd",
+    pub fn new(kind: ZoneServerKind, family: Family, executable: &Path) -> Result<Self> {
+        let server = match kind {
+            ZoneServerKind::Bind => "named",
+            ZoneServerKind::Knot => "knotd",
         };
         programs::require(&[server, "turnserver", "dig", "nsupdate"])?;
         let folder = PathBuf::from(FOLDER);
@@ -86,25 +74,28 @@ impl Setup {
         let stun_host = lab.public_host("stun", 2)?;
         let of_family = |ip: &&IpAddr| ip.is_ipv4() == (family == Family::Ipv4);
         let stun_ips: Vec<IpAddr> = stun_host.addresses.iter().filter(of_family).copied().collect();
-        let secret = run(Command::new("wg").arg("genkey"), "")?.trim().to_owned();
         let zone_ip = *zone_host.addresses.iter().find(of_family).expect("public hosts have both");
-        let zone_server = start_zone(program, &zone_host, zone_ip, &secret)?;
-        let stun_server =
-            StunServer::start(|name| stun_host.namespace.command(name), &folder, &stun_ips, 3478)?;
+        let zone_server = start_zone(kind, &zone_host, zone_ip, KEY_NAME, KEY_SECRET)?;
+        let stun_server = StunServer::start(
+            |name| stun_host.namespace.command(name),
+            &folder,
+            &stun_ips,
+            STUN_PORT,
+        )?;
         let services = Services {
             executable: executable.to_owned(),
             folder,
             zone: ZONE.to_owned(),
-            zone_server: SocketAddr::new(zone_ip, 53),
-            tsig_name: "mesh-key".to_owned(),
-            tsig_algorithm: "hmac-sha256".to_owned(),
-            tsig_secret: secret,
+            zone_server: zone_server.address(),
+            tsig_name: KEY_NAME.to_owned(),
+            tsig_algorithm: KEY_ALGORITHM.to_owned(),
+            tsig_secret: KEY_SECRET.to_owned(),
             stun_servers: stun_server.addresses().to_owned(),
         };
         Ok(Self {
             lab,
             services,
-            program,
+            kind,
             zone_host,
             zone_server,
             stun_host,
@@ -148,56 +139,38 @@ impl Setup {
         self.zone_server.kill();
     }
 
-    /// Starts the zone's server again, with the zone as it was.
+    /// Starts the zone's server again, with the zone as it was and the key that the
+    /// services name now.
     ///
     /// # Errors
     /// When it does not start.
     pub fn start_zone_server(&mut self) -> Result<()> {
         let ip = self.services.zone_server.ip();
-        self.zone_server =
-            start_zone(self.program, &self.zone_host, ip, &self.services.tsig_secret)?;
+        let Services { tsig_name, tsig_secret, .. } = &self.services;
+        self.zone_server = start_zone(self.kind, &self.zone_host, ip, tsig_name, tsig_secret)?;
         Ok(())
     }
 }
 
-fn start_zone(program: ZoneProgram, host: &Host, listen: IpAddr, secret: &str) -> Result<Daemon> {
-    let dir = Path::new(FOLDER).join("zone");
-    fs::create_dir_all(&dir)?;
-    let zone_file = dir.join("zone.db");
-    let d = dir.display();
-    if !zone_file.exists() {
-        fs::write(
-            &zone_file,
-            format!(
-                "$ORIGIN {ZONE}.\n$TTL 60\n@ SOA ns hostmaster 1 60 60 3600 5\n@ NS ns\nns A 198.18.1.2\n"
-            ),
-        )?;
-    }
-    let (program, args, config) = match program {
-        ZoneProgram::Bind => (
-            "named",
-            vec!["-g", "-c"],
-            format!(
-                "options {{ directory \"{d}\"; pid-file \"{d}/named.pid\"; session-keyfile \"{d}/session.key\"; listen-on {{ any; }}; listen-on-v6 {{ any; }}; recursion no; notify no; dnssec-validation no; }};\ncontrols {{}};\nkey mesh-key {{ algorithm hmac-sha256; secret \"{secret}\"; }};\nzone \"{ZONE}\" {{ type primary; file \"zone.db\"; allow-update {{ key mesh-key; }}; allow-transfer {{ key mesh-key; }}; }};\n"
-            ),
-        ),
-        ZoneProgram::Knot => (
-            "knotd",
-            vec!["-c"],
-            format!(
-                "server:\n  listen: {listen}@53\n  rundir: \"{d}\"\nkey:\n  - id: mesh-key\n    algorithm: hmac-sha256\n    secret: {secret}\nacl:\n  - id: mesh\n    key: mesh-key\n    action: [update, transfer]\ndatabase:\n  storage: \"{d}\"\nzone:\n  - domain: {ZONE}\n    file: \"{d}/zone.db\"\n    acl: mesh\n"
-            ),
-        ),
+/// Starts the zone's server on its host, with whatever zone an earlier one left.
+fn start_zone(
+    kind: ZoneServerKind,
+    host: &Host,
+    ip: IpAddr,
+    key_name: &str,
+    key_secret: &str,
+) -> Result<ZoneServer> {
+    let namespace = host.namespace.clone();
+    let config = ZoneServerConfig {
+        zone: ZONE.to_owned(),
+        listen: vec![ip],
+        port: DNS_PORT,
+        key_name: key_name.to_owned(),
+        key_secret: key_secret.to_owned(),
+        // As Debian ships it: BIND hands the zone to all, Knot to nobody.
+        transfers: None,
+        extra_records: Vec::new(),
     };
-    let file = dir.join("server.conf");
-    fs::write(&file, config)?;
-    let mut command = host.namespace.command(program);
-    command.args(args).arg(&file);
-    let mut daemon = Daemon::spawn(program, &mut command, &dir.join("log"))?;
-    daemon.wait_ready(std::time::Duration::from_secs(10), || {
-        host.namespace
-            .run("dig", &[&format!("@{listen}"), "+short", "+tries=1", "+time=1", ZONE, "SOA"])
-            .is_ok_and(|soa| !soa.is_empty())
-    })?;
-    Ok(daemon)
+    let folder = Path::new(FOLDER).join("zone");
+    ZoneServer::start(kind, move |name| namespace.command(name), &folder, config)
 }

@@ -1,4 +1,14 @@
 //! Scenarios with real daemons in network namespaces, each in a world of its own.
 //! They need root, and the programs that `make test` installs.
 
+mod faults;
+mod interop;
+mod lab_command;
 mod nats;
+mod paths;
+mod plain_peer;
+mod records;
+mod services;
+mod stage;
+mod stream;
+mod timing;

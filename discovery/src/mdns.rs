@@ -14,7 +14,7 @@
 //! mDNS rests for a minute: peers are found through the zone meanwhile.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, RwLock},
     time::Duration,
 };
@@ -169,7 +169,7 @@ impl Mdns {
     /// The next advert that is heard. Nothing is lost when the future is dropped.
     pub async fn next(&mut self) -> MdnsEvent {
         loop {
-            let responder = match &self.state {
+            let responder = match &mut self.state {
                 State::Speaking(responder) => responder,
                 State::Resting(until) => {
                     time::sleep_until(*until).await;
@@ -191,8 +191,9 @@ impl Mdns {
                         self.rest(RETRY);
                     }
                 },
-                _ = self.check.tick() => {
-                    let records = responder.records().await;
+                _ = self.check.tick() => responder.ask_records(),
+                records = responder.records() => {
+                    responder.asked = None;
                     if records > MAX_RECORDS {
                         warn!(records, "mDNS: the LAN is flooded with records; resting");
                         self.rest(REST);
@@ -237,6 +238,9 @@ impl Mdns {
 struct Responder {
     daemon: ServiceDaemon,
     found: Receiver<ServiceEvent>,
+    /// Where the number of remembered records will be told. Here and not in a future,
+    /// so that one that is dropped does not keep a flood from being seen.
+    asked: Option<Receiver<HashMap<String, i64>>>,
 }
 
 impl Responder {
@@ -251,7 +255,7 @@ impl Responder {
         daemon.disable_interface(IfKind::All)?;
         daemon.enable_interface(IfKind::Predicate(chosen))?;
         let found = daemon.browse(&service_type())?;
-        Ok(Self { daemon, found })
+        Ok(Self { daemon, found, asked: None })
     }
 
     /// Has the responder look at the interfaces' names and addresses now and not at its
@@ -260,10 +264,17 @@ impl Responder {
         Ok(self.daemon.enable_interface(Vec::<IfKind>::new())?)
     }
 
-    /// How many records it remembers; none where it does not say.
+    /// Asks how many records it remembers, unless that is asked already.
+    fn ask_records(&mut self) {
+        if self.asked.is_none() {
+            self.asked = self.daemon.get_metrics().ok();
+        }
+    }
+
+    /// How many records it remembers, once it was asked; none where it does not say.
     async fn records(&self) -> i64 {
-        let Ok(metrics) = self.daemon.get_metrics() else { return 0 };
-        let Ok(Ok(metrics)) = time::timeout(CHECK, metrics.recv_async()).await else { return 0 };
+        let Some(asked) = &self.asked else { return std::future::pending().await };
+        let Ok(metrics) = asked.recv_async().await else { return 0 };
         RECORD_COUNTERS.iter().filter_map(|name| metrics.get(*name)).sum()
     }
 }

@@ -420,7 +420,9 @@ impl Agent {
 
     /// Does everything that is due, and keeps the selection the best one.
     fn drive(&mut self, now: Instant) {
-        self.now = self.now.max(now);
+        // Data may be told of a moment after it came: a check that it triggers goes out now.
+        let now = self.now.max(now);
+        self.now = now;
         let oldest = self.in_flight.partition_point(|sent| sent.at + ANSWER_WITHIN < now);
         self.in_flight.drain(..oldest);
         self.retire(now);

@@ -35,7 +35,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use zonemesh_discovery::identity::PublicKey;
 
 use self::{
@@ -298,7 +298,7 @@ impl DataPlane {
                     Err(_) => "a packet thread panicked".to_owned(),
                 };
                 tracing::error!(reason, "the data plane ended");
-                shared.tell(Upcall::Failed { reason });
+                shared.tell_failure(reason);
             })
             .map_err(StartError::Thread)?;
         self.threads.push(thread);
@@ -342,6 +342,19 @@ impl Shared {
     fn tell(&self, upcall: Upcall) {
         if self.upcalls.try_send(upcall).is_err() {
             self.counters.count(DropReason::ControlBusy);
+        }
+    }
+
+    /// Tells the control plane that nothing flows any more, also where a flood fills
+    /// its queue: it must not go on as if all were well.
+    fn tell_failure(&self, reason: String) {
+        let mut upcall = Upcall::Failed { reason };
+        while let Err(TrySendError::Full(unsent)) = self.upcalls.try_send(upcall) {
+            upcall = unsent;
+            match wait::readable(&self.stop, &[], Some(TICK)) {
+                Ok(Wake::Ready | Wake::Timeout) => {}
+                Ok(Wake::Stop) | Err(_) => return,
+            }
         }
     }
 

@@ -223,6 +223,7 @@ impl Reader {
             .collect();
         let mut next_services = self.settings.ask_stun.then(Instant::now);
         let mut last_mend: Option<Instant> = None;
+        let mut lost = false;
         let mut members = 0;
         let mut hurries = MAX_HURRIES;
         loop {
@@ -251,14 +252,16 @@ impl Reader {
             backoff = Backoff::default();
             if let Some(view) = polled {
                 members = view.len();
-                let mend_due = last_mend.is_none_or(|last| last.elapsed() > MEND_GAP);
-                if mend_due && self.is_lost(&view) {
-                    last_mend = Some(Instant::now());
-                    self.mend.notify_one();
-                }
+                lost = self.is_lost(&view);
                 if self.events.send(Event::Zone(ZoneEvent::View(view))).await.is_err() {
                     return;
                 }
+            }
+            // Also where the zone has not changed since: it will not by itself.
+            if lost && last_mend.is_none_or(|last| last.elapsed() > MEND_GAP) {
+                lost = false;
+                last_mend = Some(Instant::now());
+                self.mend.notify_one();
             }
             let knocker = self.pause(jittered(poll_interval(members)), &mut hurries).await;
             if let Some(node) = knocker

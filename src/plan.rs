@@ -86,10 +86,12 @@ impl Claims {
         for (key, route) in &self.fixed {
             owners.entry(*route).or_insert(*key);
         }
+        // In order, because there may be many times many: every member brings both.
+        let underlay: BTreeSet<IpAddr> = self.underlay.iter().copied().collect();
         let mut advertised = self.advertised.clone();
         advertised.sort_unstable();
         for (claimant, route) in advertised {
-            let reason = self.refuse(route).or_else(|| match owners.get(&route) {
+            let reason = self.refuse(route, &underlay).or_else(|| match owners.get(&route) {
                 Some(owner) if *owner != claimant => Some(RefusalReason::LostTo(*owner)),
                 _ => None,
             });
@@ -116,7 +118,7 @@ impl Claims {
         resolved
     }
 
-    fn refuse(&self, route: IpNet) -> Option<RefusalReason> {
+    fn refuse(&self, route: IpNet, underlay: &BTreeSet<IpAddr>) -> Option<RefusalReason> {
         if route.prefix_len() < MIN_PREFIX_LEN {
             return Some(RefusalReason::TooWide);
         }
@@ -129,7 +131,7 @@ impl Claims {
         if let Some(connected) = connected.filter(|_| !is_overlay) {
             return Some(RefusalReason::Connected(*connected));
         }
-        let inside = self.underlay.iter().find(|addr| route.contains(*addr));
+        let inside = underlay.range(route.network()..=route.broadcast()).next();
         inside.map(|addr| RefusalReason::Underlay(*addr))
     }
 }
@@ -274,6 +276,7 @@ mod tests {
                 "192.168.1.0/24",
                 "192.168.1.64/26",
                 "198.51.100.0/24",
+                "198.51.100.53/32",
                 "0.0.0.0/0",
                 "::/0",
                 "10.99.0.7/32",

@@ -77,9 +77,11 @@ pub struct Mesh {
     deadlines: BTreeSet<(Instant, PublicKey)>,
     next_sweep: Instant,
     local: Vec<Candidate>,
-    connected: Vec<IpNet>,
+    connected: BTreeSet<IpNet>,
     services: Vec<IpAddr>,
     resolved: Resolved,
+    /// Every prefix that is routed to a peer.
+    routed: BTreeSet<IpNet>,
     transmits: VecDeque<Transmit>,
     events: VecDeque<MeshEvent>,
     agents_made: u64,
@@ -150,9 +152,10 @@ impl Mesh {
             deadlines: BTreeSet::new(),
             next_sweep: now + SWEEP,
             local: Vec::new(),
-            connected: Vec::new(),
+            connected: BTreeSet::new(),
             services: Vec::new(),
             resolved: Resolved::default(),
+            routed: BTreeSet::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
             agents_made: 0,
@@ -203,7 +206,7 @@ impl Mesh {
     }
 
     /// Takes the prefixes of this machine's other interfaces.
-    pub fn set_connected(&mut self, connected: Vec<IpNet>, now: Instant) {
+    pub fn set_connected(&mut self, connected: BTreeSet<IpNet>, now: Instant) {
         if self.connected != connected {
             self.connected = connected;
             self.rearrange(now);
@@ -216,8 +219,8 @@ impl Mesh {
         self.each_agent(now, |agent| agent.local_changed(now));
     }
 
-    /// Takes the addresses of the zone's server and the STUN servers, which no
-    /// peer's route may cover.
+    /// Takes the addresses of the zone's server, the STUN servers and the static peers,
+    /// which no advertised route may cover.
     pub fn set_services(&mut self, services: Vec<IpAddr>, now: Instant) {
         if self.services != services {
             self.services = services;
@@ -400,13 +403,28 @@ impl Mesh {
 
     fn is_overlay(&self, ip: IpAddr) -> bool {
         let own = self.settings.routes.iter().any(|route| route.contains(&ip));
-        own || self.resolved.routes.values().flatten().any(|route| route.contains(&ip))
+        own || self.is_routed(ip)
+    }
+
+    /// Whether packets to this address go to a peer: the longest prefix says so, and that
+    /// of another interface (the LAN's) may be longer than what a peer claims.
+    fn is_routed(&self, ip: IpAddr) -> bool {
+        let host = IpNet::from(ip);
+        let lengths = (0..=host.max_prefix_len()).rev();
+        let mut holding = lengths.filter_map(|length| IpNet::new(ip, length).ok());
+        let longest = holding.find_map(|prefix| {
+            let prefix = prefix.trunc();
+            let is_routed = self.routed.contains(&prefix);
+            (is_routed || self.connected.contains(&prefix)).then_some(is_routed)
+        });
+        longest.unwrap_or(false)
     }
 
     /// Brings routes, agents and their candidates in line with the roster.
     fn rearrange(&mut self, now: Instant) {
         let resolved = self.claims().resolve();
         self.tell(&resolved.refused);
+        self.routed = resolved.routes.values().flatten().copied().collect();
         self.resolved = resolved;
         let members: BTreeMap<PublicKey, bool> = self
             .roster
@@ -451,7 +469,7 @@ impl Mesh {
             own: self.settings.routes.clone(),
             own_key: Some(self.settings.own),
             overlay: self.settings.overlay.clone(),
-            connected: self.connected.clone(),
+            connected: self.connected.iter().copied().collect(),
             underlay: self.services.clone(),
             ..Claims::default()
         };
@@ -466,6 +484,9 @@ impl Mesh {
             claims.advertised.extend(routes.iter().map(|route| (*node, *route)));
             let advert = member.advert().into_iter().flat_map(|advert| &advert.candidates);
             claims.underlay.extend(advert.map(|c| c.addr.ip()).filter(|ip| is_public(*ip)));
+            if let Said::Bare(bare) = member.said() {
+                claims.underlay.extend(bare.endpoint.addresses());
+            }
         }
         claims
     }

@@ -235,6 +235,23 @@ fn candidates_inside_the_overlay_are_not_used() {
 }
 
 #[test]
+fn a_claim_wider_than_the_lan_takes_no_path_on_it_away() {
+    let mut world =
+        World::new(&[&["10.42.0.0/24"], &["10.42.1.0/24"], &["192.168.0.0/16", "10.42.2.0/24"]]);
+    for node in &mut world.nodes {
+        node.mesh.set_connected([net("192.168.7.0/24")].into(), world.now);
+    }
+    world.publish(&[0, 1, 2]);
+    world.run(Duration::from_secs(1), |_, _| false);
+    let third = world.nodes[2].key;
+    let routes = &world.nodes[0].mesh.resolved().routes[&third];
+    assert!(routes.contains(&net("192.168.0.0/16")), "it is followed");
+    // The kernel sends to the LAN what is the LAN's.
+    assert_eq!(world.path(0, 1), Some(world.nodes[1].addr));
+    assert_eq!(world.path(1, 0), Some(world.nodes[0].addr));
+}
+
+#[test]
 fn a_stranger_s_check_is_told_apart_from_a_forged_one() {
     let mut world = World::new(&[&[], &[]]);
     world.publish(&[0, 1]);

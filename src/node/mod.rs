@@ -257,7 +257,7 @@ impl Node {
             self.stun.refresh(now);
             self.hurry_advert(now);
         }
-        self.mesh.set_connected(connected.into_iter().collect(), now);
+        self.mesh.set_connected(connected, now);
         if moved {
             self.mesh.set_candidates(&self.local_candidates(), now);
             self.mesh.handle_moved(now);
@@ -505,7 +505,8 @@ impl Node {
     fn tell_services(&mut self, now: Instant) {
         let stun = self.config.stun_servers.iter().chain(&self.zone.stun_servers);
         let services = stun.chain(&self.zone.server).map(SocketAddr::ip);
-        self.mesh.set_services(services.collect(), now);
+        let fixed = self.config.peers.iter().filter_map(|peer| peer.endpoint).map(|at| at.ip());
+        self.mesh.set_services(services.chain(fixed).collect(), now);
     }
 
     /// Leaves the zone and the LAN; the data plane ends when it is dropped. Gives the

@@ -153,6 +153,16 @@ pub fn mdns_interfaces(
     names
 }
 
+/// What is another than before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// An interface or an address.
+    Addresses,
+    /// A default route, and perhaps addresses too: the same addresses may lead through
+    /// another NAT now.
+    DefaultRoute,
+}
+
 /// Watches the machine's interfaces.
 pub struct InterfaceMonitor {
     kernel: Option<Kernel>,
@@ -189,13 +199,13 @@ impl InterfaceMonitor {
         &self.known
     }
 
-    /// Waits until the addresses or a default route have changed, and hands back all
-    /// addresses. Nothing is lost when the future is dropped.
+    /// Waits until the addresses or a default route have changed, and says which.
+    /// Nothing is lost when the future is dropped.
     ///
     /// # Errors
     /// [`InterfaceError`] where the kernel refuses; a later call tries again, not
     /// before a second has passed.
-    pub async fn changed(&mut self) -> Result<&[InterfaceAddress], InterfaceError> {
+    pub async fn changed(&mut self) -> Result<Change, InterfaceError> {
         loop {
             let kernel = match &mut self.kernel {
                 Some(kernel) => kernel,
@@ -230,7 +240,7 @@ impl InterfaceMonitor {
             let rerouted = self.heard.take() == Some(Hint::DefaultRoute);
             if rerouted || now != self.known {
                 self.known = now;
-                return Ok(&self.known);
+                return Ok(if rerouted { Change::DefaultRoute } else { Change::Addresses });
             }
         }
     }

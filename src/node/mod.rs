@@ -28,7 +28,7 @@ use tracing::{debug, info, warn};
 use zonemesh_discovery::{
     advert::SignedAdvert,
     identity::PublicKey,
-    interfaces::{InterfaceAddress, host_candidates, mdns_interfaces},
+    interfaces::{Change, InterfaceAddress, host_candidates, mdns_interfaces},
     mdns::{Mdns, MdnsEvent},
     stun::{ReflexiveClient, StunEvent},
 };
@@ -85,7 +85,7 @@ pub enum Event {
     /// From the LAN.
     Lan(MdnsEvent),
     /// This machine's addresses, after a change.
-    Interfaces(Vec<InterfaceAddress>),
+    Interfaces(Vec<InterfaceAddress>, Change),
     /// Somebody at the control socket.
     Control(ControlRequest),
     /// An echo that somebody asked for came back, or did not.
@@ -198,7 +198,9 @@ impl Node {
             Event::Zone(event) => self.handle_zone(event, now, wall),
             Event::Lan(MdnsEvent::Found { txt }) => self.mesh.handle_lan(&txt, now, wall),
             Event::Lan(MdnsEvent::Flooded) => warn!("mDNS rests: the LAN is flooded with records"),
-            Event::Interfaces(addresses) => self.handle_interfaces(&addresses, now),
+            Event::Interfaces(addresses, change) => {
+                self.handle_interfaces(&addresses, change, now);
+            }
             Event::Control(control) => self.handle_control(control),
             Event::Echoed(echoed) => self.handle_echoed(echoed),
         }
@@ -236,7 +238,7 @@ impl Node {
         }
     }
 
-    fn handle_interfaces(&mut self, addresses: &[InterfaceAddress], now: Instant) {
+    fn handle_interfaces(&mut self, addresses: &[InterfaceAddress], change: Change, now: Instant) {
         let overlay = self.config.interface.name.clone();
         let hosts: Vec<IpAddr> = host_candidates(addresses, &overlay)
             .into_iter()
@@ -247,7 +249,8 @@ impl Node {
             .filter_map(|address| IpNet::new(address.addr, address.prefix_len).ok())
             .map(|prefix| prefix.trunc())
             .collect();
-        let moved = self.hosts != hosts;
+        // Another default route may lead through another NAT, whatever the addresses are.
+        let moved = self.hosts != hosts || change == Change::DefaultRoute;
         if moved {
             debug!(?hosts, "host addresses");
             self.hosts = hosts;
@@ -269,6 +272,9 @@ impl Node {
             warn!("{error}");
         }
         self.lan_interfaces = wanted;
+        // What somebody took from the overlay's own interface, or it lost by going down,
+        // is put back.
+        self.due.apply = Some(now);
     }
 
     fn handle_upcall(&mut self, upcall: Upcall) {

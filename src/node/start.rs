@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use zonemesh_discovery::{
     advert::MAX_ROUTES,
     identity::{Identity, PublicKey},
-    interfaces::InterfaceMonitor,
+    interfaces::{Change, InterfaceMonitor},
     mdns::Mdns,
     stun::ReflexiveClient,
     zone::TsigKey,
@@ -133,13 +133,13 @@ impl Node {
                 return;
             }
         };
-        self.handle_interfaces(monitor.addresses(), now);
+        self.handle_interfaces(monitor.addresses(), Change::Addresses, now);
         let events = events.clone();
         tokio::spawn(async move {
             loop {
                 match monitor.changed().await {
-                    Ok(addresses) => {
-                        let event = Event::Interfaces(addresses.to_vec());
+                    Ok(change) => {
+                        let event = Event::Interfaces(monitor.addresses().to_vec(), change);
                         if events.send(event).await.is_err() {
                             return;
                         }

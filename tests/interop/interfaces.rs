@@ -3,7 +3,7 @@
 use std::{future::Future, net::IpAddr, process::Command, time::Duration};
 
 use zonemesh::lab::{namespace::run, world::isolated};
-use zonemesh_discovery::interfaces::{InterfaceMonitor, host_candidates, mdns_interfaces};
+use zonemesh_discovery::interfaces::{Change, InterfaceMonitor, host_candidates, mdns_interfaces};
 
 /// A change is told within a fraction of a second; a busy machine may take longer.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -52,7 +52,8 @@ fn only_a_default_route_is_a_change_among_routes() {
             assert!(told.is_err(), "a route is no change");
             ip("route add default via 192.168.7.1");
             let told = tokio::time::timeout(LIMIT, monitor.changed()).await;
-            told.expect("a default route is one").expect("netlink");
+            let change = told.expect("a default route is one").expect("netlink");
+            assert_eq!(change, Change::DefaultRoute);
         });
     });
 }

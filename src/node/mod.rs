@@ -65,6 +65,10 @@ const GATHER_LIMIT: Duration = Duration::from_millis(700);
 /// How long later changes of the candidates are collected before they are advertised.
 const ADVERT_DELAY: Duration = Duration::from_millis(100);
 
+/// How long two machines with one key wait before each outbids the other's advert again:
+/// neither can win, and the zone and all its members must not pay for it.
+const OUTBID_PAUSE: Duration = Duration::from_secs(60);
+
 /// How often the loop asks the data plane what it has heard.
 const HEARD_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -176,6 +180,8 @@ struct ZoneState {
     publish_error: Option<String>,
     /// Whether it was read at least once.
     read: bool,
+    /// Whether it has shown a newer advert of this very node.
+    outbid: bool,
     /// Whether the newest advert is in it.
     published: bool,
 }
@@ -215,7 +221,7 @@ impl Node {
                 if let Some(own) = &mut self.own
                     && own.outbid(seen)
                 {
-                    self.due.advert = Some(now);
+                    self.handle_outbid(now);
                 }
             }
             ZoneEvent::Found(records) => self.mesh.handle_records(&records, now, wall),
@@ -236,6 +242,17 @@ impl Node {
             }
             ZoneEvent::NoServer(error) => self.zone.browse_error = Some(error),
         }
+    }
+
+    /// An advert of our own key is newer than ours. Once, that is our own of a former
+    /// life; whoever outbids us again is alive.
+    fn handle_outbid(&mut self, now: Instant) {
+        let mut due = now;
+        if std::mem::replace(&mut self.zone.outbid, true) {
+            warn!("another machine runs with this node's key: give it one of its own");
+            due += OUTBID_PAUSE;
+        }
+        self.due.advert = Some(self.due.advert.map_or(due, |known| known.min(due)));
     }
 
     fn handle_interfaces(&mut self, addresses: &[InterfaceAddress], change: Change, now: Instant) {

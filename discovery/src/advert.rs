@@ -85,7 +85,9 @@ impl Zone {
         if owner.num_labels() != self.0.num_labels() + 3 || !self.service().zone_of(owner) {
             return None;
         }
-        PublicKey::from_base32(owner.iter().next()?).ok()
+        let node = PublicKey::from_base32(owner.iter().next()?).ok()?;
+        // There is one name for a node: another spelling must not stand in its place.
+        (self.instance(&node) == *owner).then_some(node)
     }
 
     fn below(&self, labels: &[&[u8]]) -> Name {

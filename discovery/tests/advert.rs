@@ -349,6 +349,9 @@ fn a_zones_name_is_checked() {
     let zone: Zone = longest.parse().expect("just short enough");
     assert_eq!(zone.instance_key(&zone.instance(&node)), Some(node));
     assert_eq!(zone.instance_key(&zone.host(&node)), None);
+    let unpadded = zone.service().prepend_label(node.to_base32()).expect("a name");
+    assert_eq!(zone.instance_key(&unpadded), None, "two names for one node");
+    assert_eq!(zone.instance_key(&zone.instance(&node).to_lowercase()), Some(node));
     assert_eq!(zone.instance_key(&zone.service()), None);
 }
 

@@ -163,8 +163,9 @@ impl Node {
 }
 
 /// What `trust = "zone"` means, for the log and for `status`.
-pub(super) const TRUST_WARNING: &str = "network.trust is \"zone\": whoever may write in the zone \
-     may join this mesh; to accept nodes by name, set trust = \"listed\" and list their keys";
+pub(super) const TRUST_WARNING: &str = "network.trust is \"zone\": whoever may write in the \
+     zone, or speak mDNS on the LAN, may join this mesh; to accept nodes by name, set trust = \
+     \"listed\" and list their keys";
 
 fn start_data_plane(
     config: &Config,

@@ -1,8 +1,14 @@
 //! Which nodes reach each other directly, proven by counting packets at the core.
 
-use zonemesh::lab::{nat::Kind, world::isolated};
+use std::time::Duration;
+
+use zonemesh::lab::{member::find_peer, nat::Kind, world::isolated};
 
 use crate::stage::{JOIN_LIMIT, LAN_A, LAN_B, Place, Stage, Zone, finish, reach_each_other};
+
+/// How long two nodes are watched that must not reach each other: twice what others
+/// take.
+const MISS_LIMIT: Duration = Duration::from_secs(6);
 
 #[test]
 fn port_restricted_meets_port_restricted_in_a_zone_of_bind() {
@@ -179,6 +185,42 @@ fn ipv6_sites_meet_through_their_firewalls() {
         let b = stage.behind("b", Kind::Ipv6Firewall, "2001:2:b::/64");
         meet(&stage, &a, &b);
     });
+}
+
+/// Where the NAT gives every destination another port and the other side's lets in
+/// only the port it wrote to, neither learns the port that would be let in. Such nodes
+/// need a relay.
+#[test]
+fn port_restricted_and_symmetric_random_have_no_direct_path() {
+    isolated("paths::port_restricted_and_symmetric_random_have_no_direct_path", || {
+        miss(Kind::PortRestricted, Kind::SymmetricRandom);
+    });
+}
+
+#[test]
+fn symmetric_random_and_symmetric_random_have_no_direct_path() {
+    isolated("paths::symmetric_random_and_symmetric_random_have_no_direct_path", || {
+        miss(Kind::SymmetricRandom, Kind::SymmetricRandom);
+    });
+}
+
+/// Two nodes know of each other and try, but nothing arrives; and both say so.
+fn miss(first: Kind, second: Kind) {
+    let mut stage = Stage::new(Zone::Bind);
+    let left = stage.behind("a", first, LAN_A);
+    let right = stage.behind("b", second, LAN_B);
+    let a = stage.start_advertised("a", 1, &left.host);
+    let mut b = stage.start("b", 2, &right.host);
+    b.wait_for("its peer", JOIN_LIMIT, |status| find_peer(status, "a")).expect("found");
+    let error = b.wait_for_reply(a.overlay(), MISS_LIMIT).expect_err("nothing gets through");
+    assert!(error.to_string().contains("no reply"), "{error}");
+    for (from, to) in [(&a, "b"), (&b, "a")] {
+        assert_eq!(from.peer(to).expect("it knows its peer")["path"]["kind"], "none");
+    }
+    let tried = stage.setup.lab.traffic().expect("the core counts");
+    assert!(tried.sent(left.public[0], right.public[0]) > 0, "{tried:?}");
+    assert!(tried.sent(right.public[0], left.public[0]) > 0, "{tried:?}");
+    finish([a, b]);
 }
 
 fn meet_behind(zone: Zone, first: Kind, second: Kind) {

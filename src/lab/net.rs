@@ -3,7 +3,9 @@
 use std::{
     collections::HashMap,
     fmt::Write as _,
+    iter::Sum,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::Add,
 };
 
 use anyhow::{Context, Result, bail};
@@ -92,10 +94,33 @@ struct Uplink {
     public: IpAddr,
 }
 
-/// UDP packets that a router forwarded, by source and destination. A train of packets
-/// that a sender hands to the kernel at once counts as one.
+/// UDP packets that a router forwarded, by source and destination.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Traffic(HashMap<(IpAddr, IpAddr), u64>);
+pub struct Traffic(HashMap<(IpAddr, IpAddr), Count>);
+
+/// Some UDP packets. A train of packets that a sender hands to the kernel at once counts
+/// as one, so only the bytes tell what has passed for sure.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Packets, or trains of them.
+    pub packets: u64,
+    /// Bytes from the IP header on.
+    pub bytes: u64,
+}
+
+impl Add for Count {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { packets: self.packets + other.packets, bytes: self.bytes + other.bytes }
+    }
+}
+
+impl Sum for Count {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), Self::add)
+    }
+}
 
 impl Lab {
     /// Makes a lab with nothing but its core.
@@ -324,44 +349,48 @@ impl Traffic {
                     let text = entry["val"]["concat"][index].as_str().unwrap_or_default();
                     text.parse().with_context(|| format!("not a pair of addresses: {entry}"))
                 };
-                let packets = entry["counter"]["packets"].as_u64().unwrap_or_default();
-                traffic.0.insert((ip(0)?, ip(1)?), packets);
+                let counted = |what: &str| entry["counter"][what].as_u64().unwrap_or_default();
+                let count = Count { packets: counted("packets"), bytes: counted("bytes") };
+                traffic.0.insert((ip(0)?, ip(1)?), count);
             }
         }
         Ok(traffic)
     }
 
-    /// The packets between two addresses, both ways.
-    pub fn between(&self, a: IpAddr, b: IpAddr) -> u64 {
+    /// What passed between two addresses, both ways.
+    pub fn between(&self, a: IpAddr, b: IpAddr) -> Count {
         self.sent(a, b) + self.sent(b, a)
     }
 
-    /// The packets from one address to another.
-    pub fn sent(&self, from: IpAddr, to: IpAddr) -> u64 {
+    /// What passed from one address to another.
+    pub fn sent(&self, from: IpAddr, to: IpAddr) -> Count {
         self.0.get(&(from, to)).copied().unwrap_or_default()
     }
 
-    /// All packets.
-    pub fn total(&self) -> u64 {
-        self.0.values().sum()
+    /// All that passed.
+    pub fn total(&self) -> Count {
+        self.0.values().copied().sum()
     }
 
-    /// All packets but those from or to these addresses.
-    pub fn without(&self, services: &[IpAddr]) -> u64 {
+    /// All but what came from or went to these addresses.
+    pub fn without(&self, services: &[IpAddr]) -> Count {
         let others = self
             .0
             .iter()
             .filter(|((from, to), _)| !services.contains(from) && !services.contains(to));
-        others.map(|(_, packets)| packets).sum()
+        others.map(|(_, count)| *count).sum()
     }
 
     /// What came on top of `earlier`.
     #[must_use]
     pub fn since(&self, earlier: &Traffic) -> Traffic {
-        let added = |(&pair, &packets): (&(IpAddr, IpAddr), &u64)| {
-            (pair, packets - earlier.0.get(&pair).copied().unwrap_or_default())
+        let added = |(&pair, count): (&(IpAddr, IpAddr), &Count)| {
+            let before = earlier.0.get(&pair).copied().unwrap_or_default();
+            let (packets, bytes) = (count.packets - before.packets, count.bytes - before.bytes);
+            (pair, Count { packets, bytes })
         };
-        Traffic(self.0.iter().map(added).collect())
+        let added = self.0.iter().map(added);
+        Traffic(added.filter(|(_, count)| count.packets > 0).collect())
     }
 }
 

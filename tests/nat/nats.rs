@@ -77,7 +77,7 @@ fn full_cone_turns_a_packet_round_for_its_own_lan() {
         assert_eq!(received(&second), Some(mapped));
         assert_eq!(scene.lab.traffic().expect("counted").total(), before);
         let (a, b) = (address(&scene.socket).ip(), address(&second).ip());
-        assert_eq!(scene.site.traffic().expect("counted").between(a, b), 2, "hairpins");
+        assert_eq!(scene.site.traffic().expect("counted").between(a, b).packets, 2, "hairpins");
     });
 }
 
@@ -209,16 +209,16 @@ fn hosts_of_one_lan_talk_past_the_core_which_counts_the_others() {
         let second = bind(&second.namespace, second.ipv4(), 5001);
         send(&scene.socket, address(&second));
         assert_eq!(received(&second), Some(SocketAddr::new(scene.inner.ipv4(), INNER)));
-        assert_eq!(scene.lab.traffic().expect("counted").total(), 0);
-        assert_eq!(scene.site.traffic().expect("counted").total(), 0);
+        assert_eq!(scene.lab.traffic().expect("counted").total().packets, 0);
+        assert_eq!(scene.site.traffic().expect("counted").total().packets, 0);
         let mapped = scene.mapping_to(0);
         send(&scene.sockets[0], mapped);
         received(&scene.socket).expect("an answer gets in");
         let traffic = scene.lab.traffic().expect("counted");
         let left = address(&scene.sockets[0]).ip();
-        assert_eq!(traffic.sent(mapped.ip(), left), 1);
-        assert_eq!(traffic.between(mapped.ip(), left), 2);
-        assert_eq!(traffic.total(), 2);
+        assert_eq!(traffic.sent(mapped.ip(), left).packets, 1);
+        assert_eq!(traffic.between(mapped.ip(), left).packets, 2);
+        assert_eq!(traffic.total().packets, 2);
     });
 }
 

@@ -22,7 +22,7 @@ use crate::{
     config::{Config, ConfigError, DEFAULT_FILE, SOCKET_DIR},
     control::{Client, Reply, Request},
     lab, netcheck, node,
-    status::{PathKind, PathStatus, Status},
+    status::{PathKind, PathStatus, Status, printable},
 };
 
 /// Wrong use, as clap ends with it too.
@@ -242,23 +242,30 @@ fn watch_status(socket: &Path, json: bool) -> anyhow::Result<()> {
 }
 
 /// Pings until `count` are sent; whether any answer came, or a direct one where that
-/// is waited for.
+/// is waited for. Who waits for a direct path also waits for a peer that is yet to come.
 fn ping(socket: &Path, peer: &str, count: u16, until_direct: bool) -> anyhow::Result<bool> {
     let mut client = Client::connect(socket)?;
     let mut answered = false;
+    let mut told = false;
     let mut sequence = 0u16;
     loop {
         sequence = sequence.wrapping_add(1);
         let next = Instant::now() + INTERVAL;
         match client.ask(&Request::Ping { peer: peer.to_owned(), sequence })? {
             Reply::Echo { peer, target, rtt_ms, path } => {
-                if sequence == 1 {
+                if !told {
                     say(&format!("{} ({target})\n", printable(&peer)))?;
+                    told = true;
                 }
                 say(&echo_line(sequence, rtt_ms, &path))?;
                 answered |= rtt_ms.is_some();
                 if until_direct && rtt_ms.is_some() && path.kind == PathKind::Direct {
                     return Ok(true);
+                }
+            }
+            Reply::Error { message } if until_direct => {
+                if sequence == 1 {
+                    eprintln!("zonemesh: {message}; waiting");
                 }
             }
             other => return Err(unexpected(other)),
@@ -283,11 +290,6 @@ fn unexpected(reply: Reply) -> anyhow::Error {
         Reply::Error { message } => anyhow::Error::msg(message),
         _ => anyhow::Error::msg("the daemon answers another question: is it of this version?"),
     }
-}
-
-/// A name comes from another node: it must not steer the terminal.
-fn printable(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 fn json_line(value: &impl serde::Serialize) -> anyhow::Result<String> {

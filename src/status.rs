@@ -227,7 +227,7 @@ impl PeerStatus {
 }
 
 /// A name comes from another node: it must not steer the terminal.
-fn printable(name: &str) -> String {
+pub(crate) fn printable(name: &str) -> String {
     name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 

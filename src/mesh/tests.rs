@@ -285,5 +285,7 @@ fn a_mesh_without_a_zone_has_its_static_peers() {
     let mut mesh = Mesh::new(settings, None, now, SystemTime::now());
     assert_eq!(mesh.poll_event(), Some(MeshEvent::Peers));
     let routes = BTreeSet::from([net("10.99.0.7/32")]);
+    assert_eq!(mesh.overlay_address(&peer), "10.99.0.7".parse().ok());
+    assert_eq!(mesh.find(&peer.to_string()), Some(peer));
     assert_eq!(mesh.wire_peers(), [WirePeer { node: peer, endpoint: None, routes }]);
 }

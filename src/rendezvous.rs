@@ -1,7 +1,7 @@
 //! The tasks that talk to the zone: one publishes this node's advert, one browses
-//! the others'.
+//! the others', one asks for STUN servers.
 //!
-//! Both stand outside the control loop because a server may take seconds to answer
+//! They stand outside the control loop because a server may take seconds to answer
 //! or not answer at all, and neither owns any state that the loop needs: the advert
 //! to publish comes in by a watch, what was read goes out as events. A zone that is
 //! away, refuses or answers rubbish is told once per kind of failure, shows in
@@ -42,6 +42,9 @@ const MIN_POLL_GAP: Duration = Duration::from_millis(300);
 /// How many looks out of turn may follow each other; one more is allowed with every
 /// look in turn. So whoever knocks without end doubles the questions and no more.
 const MAX_HURRIES: u32 = 3;
+
+/// After so many failures in a row (some minutes) the zone's server is looked for anew.
+const FIND_AGAIN: u32 = 10;
 
 /// How often the zone is asked for its STUN servers: services move rarely.
 const SERVICES_INTERVAL: Duration = Duration::from_secs(600);
@@ -85,17 +88,17 @@ pub struct Settings {
     pub ask_stun: bool,
 }
 
-/// The two tasks.
+/// The tasks.
 pub struct Rendezvous {
     advert: watch::Sender<Option<Arc<SignedAdvert>>>,
     asks: mpsc::Sender<Option<PublicKey>>,
     client: watch::Receiver<Option<ZoneClient>>,
     node: PublicKey,
-    tasks: [JoinHandle<()>; 2],
+    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Rendezvous {
-    /// Starts both.
+    /// Starts them.
     pub fn start(settings: Settings, events: mpsc::Sender<Event>) -> Self {
         let (advert, advert_seen) = watch::channel(None);
         let (client_found, client) = watch::channel(None);
@@ -109,8 +112,11 @@ impl Rendezvous {
             node,
             events: events.clone(),
         };
+        let services = Services { client: client.clone(), events: events.clone() };
+        let services = settings.ask_stun.then(|| tokio::spawn(services.run()));
         let reader = Reader { settings, asked, mend, advert: advert_seen, events };
-        let tasks = [tokio::spawn(publisher.run()), tokio::spawn(reader.run(client_found))];
+        let mut tasks = vec![tokio::spawn(publisher.run()), tokio::spawn(reader.run(client_found))];
+        tasks.extend(services);
         Self { advert, asks, client, node, tasks }
     }
 
@@ -213,15 +219,8 @@ impl Reader {
         let Some(servers) = self.servers().await else { return };
         // Each server keeps its browser, so that one that comes back is asked for what
         // changed since and not for everything.
-        let mut servers: Vec<(ZoneClient, Browser)> = servers
-            .into_iter()
-            .map(|server| {
-                let Settings { zone, tsig, .. } = &self.settings;
-                let client = ZoneClient::new(zone.clone(), server, tsig.clone());
-                (client.clone(), Browser::new(client))
-            })
-            .collect();
-        let mut next_services = self.settings.ask_stun.then(Instant::now);
+        let mut servers = self.browsers(servers);
+        let mut failures = 0;
         let mut last_mend: Option<Instant> = None;
         let mut lost = false;
         let mut members = 0;
@@ -235,9 +234,6 @@ impl Reader {
                 }
                 moved
             });
-            if next_services.is_some_and(|due| due <= Instant::now()) {
-                next_services = Some(Instant::now() + self.ask_services(client).await);
-            }
             let polled = browser.poll().await;
             let outcome = ZoneEvent::Browse(client.server(), health.note(&polled));
             if self.events.send(Event::Zone(outcome)).await.is_err() {
@@ -246,10 +242,16 @@ impl Reader {
             let Ok(polled) = polled else {
                 // Another server is tried only where one fails.
                 servers.rotate_left(1);
+                failures += 1;
+                if failures == FIND_AGAIN {
+                    failures = 0;
+                    self.find_again(&mut servers).await;
+                }
                 self.pause(backoff.next(), &mut hurries).await;
                 continue;
             };
             backoff = Backoff::default();
+            failures = 0;
             if let Some(view) = polled {
                 members = view.len();
                 lost = self.is_lost(&view);
@@ -300,20 +302,22 @@ impl Reader {
         }
     }
 
-    /// Asks for STUN servers; returns when to ask again.
-    async fn ask_services(&self, client: &ZoneClient) -> Duration {
-        match client.services(STUN_SERVICE).await {
-            Ok(servers) if servers.is_empty() => BACKOFF.1,
-            Ok(servers) => {
-                let told = Event::Zone(ZoneEvent::StunServers(servers));
-                // The loop is gone only when the node stops.
-                let _ = self.events.send(told).await;
-                SERVICES_INTERVAL
-            }
-            Err(error) => {
-                debug!("cannot ask the zone for STUN servers: {error}");
-                BACKOFF.0
-            }
+    fn browsers(&self, servers: Vec<SocketAddr>) -> Vec<(ZoneClient, Browser)> {
+        let Settings { zone, tsig, .. } = &self.settings;
+        let clients =
+            servers.into_iter().map(|server| ZoneClient::new(zone.clone(), server, tsig.clone()));
+        clients.map(|client| (client.clone(), Browser::new(client))).collect()
+    }
+
+    /// The zone's server may have moved, where the configuration does not name it.
+    async fn find_again(&self, servers: &mut Vec<(ZoneClient, Browser)>) {
+        if self.settings.server.is_some() {
+            return;
+        }
+        let Ok(found) = find_server(&self.settings.zone).await else { return };
+        let is_known = |at: &SocketAddr| servers.iter().any(|(client, _)| client.server() == *at);
+        if !found.iter().all(is_known) {
+            *servers = self.browsers(found);
         }
     }
 
@@ -336,6 +340,43 @@ impl Reader {
                 sleep_until(start + MIN_POLL_GAP.min(pause)).await;
                 node
             }
+        }
+    }
+}
+
+/// Asks for the zone's STUN servers. By itself, because it is the system's resolver that
+/// finds those outside of the zone, and that may take its time.
+struct Services {
+    client: watch::Receiver<Option<ZoneClient>>,
+    events: mpsc::Sender<Event>,
+}
+
+impl Services {
+    async fn run(mut self) {
+        let mut backoff = Backoff::default();
+        loop {
+            let Some(client) = self.client.borrow_and_update().clone() else {
+                if self.client.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            };
+            let pause = match client.services(STUN_SERVICE).await {
+                Ok(servers) if servers.is_empty() => BACKOFF.1,
+                Ok(servers) => {
+                    backoff = Backoff::default();
+                    let told = Event::Zone(ZoneEvent::StunServers(servers));
+                    if self.events.send(told).await.is_err() {
+                        return;
+                    }
+                    SERVICES_INTERVAL
+                }
+                Err(error) => {
+                    debug!("cannot ask the zone for STUN servers: {error}");
+                    backoff.next()
+                }
+            };
+            sleep(pause).await;
         }
     }
 }

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::try_join_all;
 use hickory_proto::rr::{Name, RData, RecordType};
 use hickory_resolver::TokioResolver;
 use tokio::time::timeout;
@@ -41,12 +42,13 @@ impl ZoneClient {
         let found = reply.answers.iter().filter(|record| record.owner == name);
         let mut found: Vec<Service> = found.filter_map(Service::of).take(MAX_SERVERS).collect();
         in_order(&mut found, |below| rand::random_range(0..below));
+        // All at once: one name that nobody knows would keep the others waiting.
+        let addresses = found.iter().map(async |service| {
+            let addresses = addresses_of(&reply.additionals, &service.target);
+            if addresses.is_empty() { self.addresses(&service.target).await } else { Ok(addresses) }
+        });
         let mut servers = Vec::new();
-        for service in found {
-            let mut addresses = addresses_of(&reply.additionals, &service.target);
-            if addresses.is_empty() {
-                addresses = self.addresses(&service.target).await?;
-            }
+        for (service, addresses) in found.iter().zip(try_join_all(addresses).await?) {
             let addresses = addresses.into_iter().take(MAX_ADDRESSES);
             servers.extend(addresses.map(|address| SocketAddr::new(address, service.port)));
         }

@@ -22,8 +22,8 @@ pub const LEASE: Duration = Duration::from_secs(3600);
 /// another address to each STUN server, and none of them helps a peer for long.
 const MAX_REFLEXIVE: usize = 2;
 
-/// A step of the wall clock after which the advert is dated anew.
-const CLOCK_STEP: Duration = Duration::from_secs(60);
+/// A step of the wall clock after which leases are looked at anew, our own and others'.
+pub const CLOCK_STEP: Duration = Duration::from_secs(60);
 
 /// This node's advert, kept true.
 #[derive(Debug)]
@@ -51,8 +51,7 @@ struct Current {
     advert: Arc<SignedAdvert>,
     /// As asked for, also where not all of them fitted.
     candidates: Vec<Candidate>,
-    made: Instant,
-    made_wall: SystemTime,
+    made: (Instant, SystemTime),
 }
 
 impl Own {
@@ -112,8 +111,7 @@ impl Own {
         self.current = Some(Current {
             advert: Arc::clone(&advert),
             candidates: candidates.to_vec(),
-            made: now,
-            made_wall: wall,
+            made: (now, wall),
         });
         Ok(Some(advert))
     }
@@ -123,7 +121,7 @@ impl Own {
     /// no deadline can tell when a clock will be set, or a suspended machine wake up.
     pub fn is_outdated(&self, now: Instant, wall: SystemTime) -> bool {
         self.current.as_ref().is_some_and(|current| {
-            now >= current.renew_at() || current.clock_step(now, wall) >= CLOCK_STEP
+            now >= current.renew_at() || clock_step(current.made, now, wall) >= CLOCK_STEP
         })
     }
 
@@ -145,14 +143,14 @@ impl Own {
 
 impl Current {
     fn renew_at(&self) -> Instant {
-        self.made + LEASE / 2
+        self.made.0 + LEASE / 2
     }
+}
 
-    /// How far the wall clock has moved other than the time that passed.
-    fn clock_step(&self, now: Instant, wall: SystemTime) -> Duration {
-        let expected = self.made_wall + now.saturating_duration_since(self.made);
-        wall.duration_since(expected).unwrap_or_else(|earlier| earlier.duration())
-    }
+/// How far the wall clock has moved other than the time that passed since both were read.
+pub fn clock_step(read: (Instant, SystemTime), now: Instant, wall: SystemTime) -> Duration {
+    let expected = read.1 + now.saturating_duration_since(read.0);
+    wall.duration_since(expected).unwrap_or_else(|earlier| earlier.duration())
 }
 
 /// The candidates of a node with these addresses, best first, without duplicates:

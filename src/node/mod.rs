@@ -12,7 +12,7 @@ mod report;
 mod start;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -26,7 +26,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 use zonemesh_discovery::{
-    advert::SignedAdvert,
+    advert::{InstanceRecords, SignedAdvert},
     identity::PublicKey,
     interfaces::{Change, InterfaceAddress, host_candidates, mdns_interfaces},
     mdns::{Mdns, MdnsEvent},
@@ -165,6 +165,8 @@ struct Node {
     routes: Vec<IpNet>,
     events: mpsc::Sender<Event>,
     hosts: Vec<IpAddr>,
+    /// The clocks, as they were read last.
+    clocks: (Instant, SystemTime),
     zone: ZoneState,
     due: Due,
     /// Why the data plane ended, if it did.
@@ -178,8 +180,8 @@ struct ZoneState {
     stun_servers: Vec<SocketAddr>,
     browse_error: Option<String>,
     publish_error: Option<String>,
-    /// Whether it was read at least once.
-    read: bool,
+    /// What it showed last, if it was read.
+    view: Option<BTreeMap<PublicKey, InstanceRecords>>,
     /// Whether it has shown a newer advert of this very node.
     outbid: bool,
     /// Whether the newest advert is in it.
@@ -215,8 +217,8 @@ impl Node {
     fn handle_zone(&mut self, event: ZoneEvent, now: Instant, wall: SystemTime) {
         match event {
             ZoneEvent::View(view) => {
-                self.zone.read = true;
                 self.mesh.handle_zone(&view, now, wall);
+                self.zone.view = Some(view);
                 let seen = self.mesh.roster().map_or(0, |roster| roster.own_sequence());
                 if let Some(own) = &mut self.own
                     && own.outbid(seen)
@@ -329,6 +331,14 @@ impl Node {
                     self.mesh.handle_heard(&report.public_key, from, at, now);
                 }
                 self.mesh.handle_sent(&report.public_key, report.tx_bytes, now);
+            }
+        }
+        let step = own::clock_step(std::mem::replace(&mut self.clocks, (now, wall)), now, wall);
+        if step >= own::CLOCK_STEP {
+            info!("the clock was set, or stood still, by {} s", step.as_secs());
+            // What seemed to have lapsed may hold, and the zone does not tell it twice.
+            if let Some(view) = &self.zone.view {
+                self.mesh.handle_zone(view, now, wall);
             }
         }
         self.mesh.handle_timeout(now, wall);

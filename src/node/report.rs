@@ -152,7 +152,7 @@ impl Node {
         Some(ZoneStatus {
             name: zone.name.to_string(),
             server: self.zone.server.or(zone.server),
-            read: self.zone.read,
+            read: self.zone.view.is_some(),
             published: self.zone.published,
             errors,
         })

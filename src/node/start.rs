@@ -104,6 +104,7 @@ impl Node {
             routes,
             events: sender.clone(),
             hosts: Vec::new(),
+            clocks: (now, wall),
             zone: ZoneState::default(),
             due: Due {
                 advert: Some(now + GATHER_LIMIT),

@@ -1,6 +1,7 @@
 //! A node of the lab: the real executable, run as its users run it.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     fs::{self, OpenOptions},
     io::Write as _,
@@ -249,10 +250,21 @@ impl Member {
     /// # Errors
     /// When `ping` cannot be run.
     pub fn ping(&self, to: IpAddr, count: u32) -> Result<Pings> {
-        let count = count.to_string();
+        self.ping_with(&[], to, count)
+    }
+
+    /// The same with further options of `ping`.
+    ///
+    /// # Errors
+    /// When `ping` cannot be run.
+    pub fn ping_with(&self, options: &[&str], to: IpAddr, count: u32) -> Result<Pings> {
+        // For the answer to its last request `ping` waits no longer than one interval,
+        // which a busy machine may need. So there is one more, which does not count.
+        let requests = (count + 1).to_string();
         let mut command = self.host.namespace.command("ping");
-        command.args(["-n", "-q", "-i", "0.05", "-W", "1", "-c", &count, &to.to_string()]);
-        Pings::parse(&String::from_utf8_lossy(&command.output()?.stdout))
+        command.args(["-n", "-i", "0.05", "-W", "1", "-c", &requests]);
+        command.args(options).arg(to.to_string());
+        Pings::parse(&String::from_utf8_lossy(&command.output()?.stdout), count)
     }
 
     /// Pings an address until it answers.
@@ -326,18 +338,21 @@ impl Member {
 }
 
 impl Pings {
-    fn parse(output: &str) -> Result<Self> {
-        let number = |before: &str| {
-            let words: Vec<&str> = output.split_whitespace().collect();
-            let at = words.iter().position(|word| word.trim_end_matches(',') == before)?;
-            words[at.checked_sub(1)?].parse().ok()
+    /// Reads the output of `ping` as far as the first `count` requests are concerned.
+    fn parse(output: &str, count: u32) -> Result<Self> {
+        if !output.contains("packets transmitted") {
+            bail!("not ping's output: {output:?}");
+        }
+        // An answer is "64 bytes from 10.42.1.1: icmp_seq=3 ttl=64 time=0.512 ms".
+        let answer = |line: &str| {
+            let field = |name: &str| line.split_once(name)?.1.split(' ').next();
+            let sequence: u32 = field("icmp_seq=")?.parse().ok()?;
+            Some((sequence, field("time=")?.parse::<f64>().ok()?))
         };
-        let sent = number("packets").with_context(|| format!("not ping's output: {output:?}"))?;
-        let received = number("received").unwrap_or_default();
-        // The last line is "rtt min/avg/max/mdev = 0.4/0.5/0.7/0.1 ms".
-        let rtt = output.rsplit(" = ").next().and_then(|times| times.split('/').nth(1));
-        let rtt_ms = rtt.and_then(|avg| avg.parse().ok()).unwrap_or(f64::NAN);
-        Ok(Self { sent, received, rtt_ms })
+        let answers: BTreeMap<u32, f64> =
+            output.lines().filter_map(answer).filter(|(sequence, _)| *sequence <= count).collect();
+        let rtt_ms = answers.values().sum::<f64>() / answers.len() as f64;
+        Ok(Self { sent: count.into(), received: answers.len() as u64, rtt_ms })
     }
 
     /// Whether every request was answered.
@@ -373,18 +388,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_of_ping_are_read() {
-        let answered = "PING 10.42.1.1 (10.42.1.1) 56(84) bytes of data.\n\n\
+    fn answers_of_ping_are_counted_but_for_the_last() {
+        let answered = "PING 10.42.1.1 (10.42.1.1) 56(84) bytes of data.\n\
+             64 bytes from 10.42.1.1: icmp_seq=1 ttl=64 time=0.100 ms\n\
+             64 bytes from 10.42.1.1: icmp_seq=2 ttl=64 time=0.400 ms\n\
+             64 bytes from 10.42.1.1: icmp_seq=2 ttl=64 time=0.900 ms (DUP!)\n\n\
              --- 10.42.1.1 ping statistics ---\n\
-             3 packets transmitted, 3 received, 0% packet loss, time 2003ms\n\
-             rtt min/avg/max/mdev = 0.101/0.250/0.400/0.010 ms\n";
-        let pings = Pings::parse(answered).expect("it is ping's output");
-        assert_eq!(pings, Pings { sent: 3, received: 3, rtt_ms: 0.25 });
+             3 packets transmitted, 2 received, 33% packet loss, time 2003ms\n";
+        let pings = Pings::parse(answered, 2).expect("it is ping's output");
+        assert_eq!((pings.sent, pings.received), (2, 2));
         assert!(pings.all_answered());
+        assert!(!Pings::parse(answered, 3).expect("it is ping's output").all_answered());
         let silent = "2 packets transmitted, 0 received, +1 errors, 100% packet loss, time 1ms\n";
-        let pings = Pings::parse(silent).expect("it is ping's output");
-        assert_eq!((pings.sent, pings.received), (2, 0));
+        let pings = Pings::parse(silent, 1).expect("it is ping's output");
         assert!(!pings.all_answered() && pings.rtt_ms.is_nan());
-        assert!(Pings::parse("").is_err());
+        assert!(Pings::parse("", 1).is_err());
     }
 }

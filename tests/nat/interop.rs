@@ -88,8 +88,6 @@ fn with_plain_peer(preshared: bool) -> (Stage, PlainPeer, Member) {
 /// Packets as long as the tunnel takes pass in one piece: 1,392 bytes of payload, 8 of
 /// ICMP and 20 of IP make the MTU of 1,420.
 fn assert_full_packets(a: &Member, peer: &PlainPeer) {
-    let to = peer.overlay().to_string();
-    let args = ["-n", "-q", "-M", "do", "-s", "1392", "-i", "0.05", "-c", "10", &to];
-    let output = a.host().namespace.run("ping", &args).expect("every packet is answered");
-    assert!(output.contains(" 0% packet loss"), "{output}");
+    let pings = a.ping_with(&["-M", "do", "-s", "1392"], peer.overlay(), 10).expect("ping runs");
+    assert!(pings.all_answered(), "{pings:?}");
 }

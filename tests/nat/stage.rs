@@ -118,7 +118,14 @@ impl Stage {
     pub(crate) fn traffic_of_pings(&self, from: &Member, to: &Member) -> Traffic {
         let before = self.setup.lab.traffic().expect("the core counts");
         let pings = from.ping(to.overlay(), PROOF).expect("ping runs");
-        assert!(pings.all_answered(), "{} to {}: {pings:?}", from.name(), to.name());
+        assert!(
+            pings.all_answered(),
+            "{} to {}: {pings:?}\n{:?}\n{:?}",
+            from.name(),
+            to.name(),
+            from.status(),
+            to.status()
+        );
         self.setup.lab.traffic().expect("the core counts").since(&before)
     }
 

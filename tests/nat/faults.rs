@@ -61,6 +61,27 @@ fn nat_that_restarts_with_another_address_is_back_with_its_streams() {
 }
 
 #[test]
+fn host_that_gets_another_address_keeps_its_streams() {
+    isolated("faults::host_that_gets_another_address_keeps_its_streams", || {
+        let mut stage = Stage::new(Zone::Bind);
+        let left = stage.behind("a", Kind::PortRestricted, LAN_A);
+        let right = stage.behind("b", Kind::PortRestricted, LAN_B);
+        let (mut a, b) = stage.joined(&left, &right);
+        let mut stream = Stream::open(&a, &b);
+        stream.exchange(JOIN_LIMIT);
+
+        let renumber = "addr flush dev eth0 scope global
+             addr add 192.168.1.77/24 dev eth0
+             route add default via 192.168.1.1";
+        left.host.namespace.ip(renumber).expect("the address is free");
+        a.wait_for_reply(b.overlay(), NAT_RESTART_LIMIT).expect("the path is back");
+        stream.exchange(NAT_RESTART_LIMIT);
+        stage.assert_direct((&a, &left), (&b, &right));
+        finish([a, b]);
+    });
+}
+
+#[test]
 fn node_that_is_killed_is_back_with_its_session() {
     isolated("faults::node_that_is_killed_is_back_with_its_session", || {
         let mut stage = Stage::new(Zone::Bind);

@@ -112,6 +112,23 @@ fn hosts_of_one_lan_use_it_where_the_router_hairpins() {
     });
 }
 
+/// The zone is away from the start: neighbours find each other by mDNS.
+#[test]
+fn hosts_of_one_lan_join_without_the_zone() {
+    isolated("paths::hosts_of_one_lan_join_without_the_zone", || {
+        let mut stage = Stage::new(Zone::Bind);
+        let mut place = stage.behind("a", Kind::PortRestricted, LAN_A);
+        let second = place.site.as_mut().expect("it is a site").host("b-host");
+        let second = second.expect("a host can be built");
+        stage.setup.stop_zone_server();
+        let a = stage.start("a", 1, &place.host);
+        let mut b = stage.start("b", 2, &second);
+        b.wait_for_reply(a.overlay(), JOIN_LIMIT).expect("they reach each other");
+        stage.assert_settles_on_lan(&place, &mut b, &a);
+        finish([a, b]);
+    });
+}
+
 /// Both sites number their hosts alike: an address that is a neighbour's at one site
 /// is the own one, or a stranger's, at the other.
 #[test]

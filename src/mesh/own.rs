@@ -25,6 +25,13 @@ const MAX_REFLEXIVE: usize = 2;
 /// A step of the wall clock after which leases are looked at anew, our own and others'.
 pub const CLOCK_STEP: Duration = Duration::from_secs(60);
 
+/// How long changes of the candidates are collected before they are advertised: twice as
+/// long each time that one follows the other within [`CALM`]. A NAT that restarts is told
+/// of at once; an address that a STUN server makes up anew with every answer must not
+/// become an update that the zone and all members pay for each time.
+const DELAY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+const CALM: Duration = Duration::from_secs(60);
+
 /// This node's advert, kept true.
 #[derive(Debug)]
 pub struct Own {
@@ -33,6 +40,7 @@ pub struct Own {
     template: Template,
     current: Option<Current>,
     sequence: u64,
+    delay: Duration,
 }
 
 /// What an advert says beside candidates and dates.
@@ -57,7 +65,7 @@ struct Current {
 impl Own {
     /// `sequence` is the highest that this node has used before.
     pub fn new(identity: Arc<Identity>, zone: Zone, template: Template, sequence: u64) -> Self {
-        Self { identity, zone, template, current: None, sequence }
+        Self { identity, zone, template, current: None, sequence, delay: DELAY.0 }
     }
 
     /// The newest advert, if any was made yet.
@@ -108,12 +116,22 @@ impl Own {
         };
         let advert = Arc::new(self.sign_what_fits(advert)?);
         self.sequence = sequence;
+        let follows = |current: &Current| now.saturating_duration_since(current.made.0) < CALM;
+        self.delay = match &self.current {
+            Some(current) if follows(current) => (self.delay * 2).min(DELAY.1),
+            _ => DELAY.0,
+        };
         self.current = Some(Current {
             advert: Arc::clone(&advert),
             candidates: candidates.to_vec(),
             made: (now, wall),
         });
         Ok(Some(advert))
+    }
+
+    /// How long to wait for other changes of the candidates before the next advert.
+    pub fn delay(&self) -> Duration {
+        self.delay
     }
 
     /// Whether the advert has to be dated anew, though there is nothing else to say:
@@ -225,6 +243,28 @@ mod tests {
         assert!(own.outbid(ahead + 10));
         let outbid = own.refresh(&[], now, back).expect("fits").expect("was outbid");
         assert_eq!(outbid.advert().sequence, ahead + 11);
+    }
+
+    #[test]
+    fn changes_without_end_become_few_adverts_and_a_rare_one_is_told_at_once() {
+        let (start, wall) = (Instant::now(), SystemTime::UNIX_EPOCH + WALL);
+        let mut own = own(0);
+        let mut adverts = 0;
+        let mut told_at = Duration::ZERO;
+        for n in 0..720u16 {
+            // Something else every five seconds, for an hour.
+            let passed = Duration::from_secs(5) * u32::from(n);
+            if passed >= told_at + own.delay() {
+                let here = some(&format!("198.51.100.1:{}", n + 1));
+                let made = own.refresh(&here, start + passed, wall + passed).expect("fits");
+                adverts += usize::from(made.is_some());
+                told_at = passed;
+            }
+        }
+        assert!(adverts < 140, "{adverts}");
+        let later = Duration::from_secs(5000);
+        own.refresh(&some("198.51.100.2:1"), start + later, wall + later).expect("fits");
+        assert_eq!(own.delay(), DELAY.0);
     }
 
     #[test]

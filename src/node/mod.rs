@@ -62,9 +62,6 @@ const UPCALL_BATCH: usize = 64;
 /// trips, short beside the time a peer takes to look at the zone.
 const GATHER_LIMIT: Duration = Duration::from_millis(700);
 
-/// How long later changes of the candidates are collected before they are advertised.
-const ADVERT_DELAY: Duration = Duration::from_millis(100);
-
 /// How long two machines with one key wait before each outbids the other's advert again:
 /// neither can win, and the zone and all its members must not pay for it.
 const OUTBID_PAUSE: Duration = Duration::from_secs(60);
@@ -484,12 +481,12 @@ impl Node {
     /// reflexive address.
     fn hurry_advert(&mut self, now: Instant) {
         let has_reflexive = self.stun.reflexive().next().is_some();
-        let said_before = self.own.as_ref().is_some_and(|own| own.advert().is_some());
+        let said_before = self.own.as_ref().filter(|own| own.advert().is_some());
         let due = match (said_before, has_reflexive) {
-            (true, _) => now + ADVERT_DELAY,
-            (false, true) => now,
+            (Some(own), _) => now + own.delay(),
+            (None, true) => now,
             // The wait for the first answer goes on.
-            (false, false) => return,
+            (None, false) => return,
         };
         self.due.advert = Some(self.due.advert.map_or(due, |known| known.min(due)));
     }

@@ -22,11 +22,9 @@ use zonemesh_discovery::{
 
 use crate::{
     config::{Config, ZoneConfig},
+    rendezvous::STUN_SERVICE,
     status::NatStatus,
 };
-
-/// The service of the zone's STUN servers (RFC 8489 §8).
-const STUN_SERVICE: &str = "_stun._udp";
 
 /// A silent server counts as that after some 6 s, and the behaviour test of one that
 /// answers takes 4 questions of some 2 s.
@@ -241,7 +239,7 @@ impl Sockets {
 }
 
 /// The address that the kernel sends from to a remote one. Nothing is sent.
-fn source_address(remote: SocketAddr) -> Option<IpAddr> {
+pub(crate) fn source_address(remote: SocketAddr) -> Option<IpAddr> {
     let any: IpAddr = match remote {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),

@@ -30,7 +30,7 @@ use zonemesh_discovery::{
 use crate::node::Event;
 
 /// The DNS-SD service under which a zone names its STUN servers (RFC 8489 §8).
-const STUN_SERVICE: &str = "_stun._udp";
+pub(crate) const STUN_SERVICE: &str = "_stun._udp";
 
 /// The pauses after failures: doubled from the first to the last. A zone that comes
 /// back is noticed within half a minute; one that is away is not stormed.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -15,6 +15,7 @@ use crate::{
     control::{ControlRequest, Reply, Request},
     dataplane::PeerReport,
     mesh::roster::Said,
+    netcheck::source_address,
     ping,
     status::{NatStatus, NodeStatus, Origin, PathKind, PathStatus, PeerStatus, Status, ZoneStatus},
 };
@@ -137,7 +138,7 @@ impl Node {
         let Some(remote) = remote else { return PathStatus::NONE };
         PathStatus {
             kind: PathKind::Direct,
-            local: local_address(remote).map(|ip| SocketAddr::new(ip, self.port)),
+            local: source_address(remote).map(|ip| SocketAddr::new(ip, self.port)),
             remote: Some(remote),
             relay: None,
             rtt_ms: selected.map(|path| milliseconds(path.rtt)),
@@ -198,15 +199,4 @@ fn answer(reply: oneshot::Sender<Reply>, said: Reply) {
 
 fn milliseconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
-}
-
-/// The address that the kernel sends from to this remote one.
-fn local_address(remote: SocketAddr) -> Option<IpAddr> {
-    let any = match remote {
-        SocketAddr::V4(_) => IpAddr::from([0; 4]),
-        SocketAddr::V6(_) => IpAddr::from([0; 16]),
-    };
-    let socket = UdpSocket::bind((any, 0)).ok()?;
-    socket.connect(remote).ok()?;
-    socket.local_addr().ok().map(|addr| addr.ip())
 }

@@ -59,7 +59,7 @@ fn work() -> Result<ExitCode> {
     if !programs::present("boringtun-cli") {
         bail!("missing: boringtun-cli; cargo install boringtun-cli --version 0.7.1");
     }
-    let mut child = world::command()?.spawn()?;
+    let mut child = world::command(&[])?.spawn()?;
     // Waiting would close it, and with it the world.
     let lifeline = child.stdin.take();
     let status = child.wait()?;

@@ -23,7 +23,7 @@ use super::{
     member::{Identity, Member},
     nat::Kind,
     programs,
-    setup::{Family, Setup},
+    setup::{Family, Setup, programs_for},
     world,
     zone_server::ZoneServerKind,
 };
@@ -80,7 +80,8 @@ pub fn run() -> Result<ExitCode> {
 async fn watch_world() -> Result<ExitCode> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let mut command = world::command()?;
+    let (zone, _) = zone_server();
+    let mut command = world::command(&programs_for(zone))?;
     command.arg("lab");
     let mut child = tokio::process::Command::from(command).spawn().context("cannot start it")?;
     let lifeline = child.stdin.take();
@@ -106,6 +107,15 @@ async fn watch_world() -> Result<ExitCode> {
     }
 }
 
+/// What will serve the zone: BIND, unless only Knot is there.
+fn zone_server() -> (ZoneServerKind, &'static str) {
+    if programs::present("knotd") && !programs::present("named") {
+        (ZoneServerKind::Knot, "Knot")
+    } else {
+        (ZoneServerKind::Bind, "BIND")
+    }
+}
+
 /// A node, where the core sees it, and how far it is known to be.
 struct Actor {
     member: Member,
@@ -116,11 +126,7 @@ struct Actor {
 /// Builds the lab and shows it.
 fn show() -> Result<()> {
     let start = Start::now();
-    let (zone, program) = if programs::present("named") {
-        (ZoneServerKind::Bind, "BIND")
-    } else {
-        (ZoneServerKind::Knot, "Knot")
-    };
+    let (zone, program) = zone_server();
     let mut setup = Setup::new(zone, Family::Ipv4, &std::env::current_exe()?)?;
     let mut site_a = setup.lab.site("nat-a", Kind::PortRestricted, "192.168.1.0/24")?;
     let mut site_b = setup.lab.site("nat-b", Kind::PortRestricted, "192.168.2.0/24")?;

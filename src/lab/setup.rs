@@ -61,11 +61,7 @@ impl Setup {
     /// # Errors
     /// When a program is missing, or something does not start.
     pub fn new(kind: ZoneServerKind, family: Family, executable: &Path) -> Result<Self> {
-        let server = match kind {
-            ZoneServerKind::Bind => "named",
-            ZoneServerKind::Knot => "knotd",
-        };
-        programs::require(&[server, "turnserver", "dig", "nsupdate"])?;
+        programs::require(&programs_for(kind))?;
         let folder = PathBuf::from(FOLDER);
         fs::create_dir_all(&folder)?;
         let mut lab = Lab::new()?;
@@ -150,6 +146,15 @@ impl Setup {
         self.zone_server = start_zone(self.kind, &self.zone_host, ip, tsig_name, tsig_secret)?;
         Ok(())
     }
+}
+
+/// The programs that a lab with such a zone calls beside those of every lab.
+pub fn programs_for(kind: ZoneServerKind) -> [&'static str; 4] {
+    let server = match kind {
+        ZoneServerKind::Bind => "named",
+        ZoneServerKind::Knot => "knotd",
+    };
+    [server, "turnserver", "dig", "nsupdate"]
 }
 
 /// Starts the zone's server on its host, with whatever zone an earlier one left.

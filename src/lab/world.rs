@@ -39,11 +39,12 @@ pub fn is_inside() -> bool {
 }
 
 /// The command that runs the own executable again as the first process of a new
-/// world. Its standard input is the pipe whose closing ends the world.
+/// world. Its standard input is the pipe whose closing ends the world. `needed` are the
+/// programs that it will call beside those of every lab.
 ///
 /// # Errors
 /// When this process is not root's, or a program is missing.
-pub fn command() -> Result<Command> {
+pub fn command(needed: &[&str]) -> Result<Command> {
     if !rustix::process::geteuid().is_root() {
         bail!("a lab needs root for its network namespaces: run this again as root (sudo)");
     }
@@ -51,12 +52,15 @@ pub fn command() -> Result<Command> {
         // A program that starts labs within labs would not end.
         bail!("this is inside a lab already");
     }
-    programs::require(programs::LAB)?;
+    programs::require(&[programs::LAB, needed].concat())?;
+    // Many of them stand where only a login shell of root's looks.
+    let path = env::var("PATH").unwrap_or_default();
     let mut command = Command::new("unshare");
     command
         .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--"])
         .arg(env::current_exe().context("cannot find the own executable")?)
         .env(INSIDE, "1")
+        .env("PATH", format!("{path}:/usr/sbin:/sbin"))
         .stdin(Stdio::piped());
     Ok(command)
 }
@@ -89,7 +93,7 @@ pub fn isolated(test: &str, body: impl FnOnce()) {
         body();
         process::exit(PASSED);
     }
-    let mut child = command()
+    let mut child = command(&[])
         .expect("a world can be made")
         .args(["--exact", test, "--nocapture"])
         .spawn()

@@ -132,11 +132,14 @@ impl Rendezvous {
         let _ = self.asks.try_send(node);
     }
 
+    /// Whether a task has ended by itself: none does, but for a panic.
+    pub fn has_failed(&self) -> bool {
+        self.tasks.iter().any(JoinHandle::is_finished)
+    }
+
     /// Ends the tasks and takes this node's records out of the zone.
     pub async fn stop(self) {
-        for task in &self.tasks {
-            task.abort();
-        }
+        self.abort();
         let client = self.client.borrow().clone();
         let published = self.advert.borrow().is_some();
         let Some(client) = client.filter(|_| published) else { return };
@@ -145,6 +148,18 @@ impl Rendezvous {
             Ok(Err(error)) => warn!("cannot withdraw from the zone: {error}"),
             Err(_) => warn!("cannot withdraw from the zone: no answer within {WITHDRAW_LIMIT:?}"),
         }
+    }
+
+    fn abort(&self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Rendezvous {
+    fn drop(&mut self) {
+        self.abort();
     }
 }
 
@@ -421,5 +436,32 @@ impl Health {
         }
         self.last.clone_from(&error);
         error.map_or(Ok(()), Err)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zonemesh_discovery::identity::Identity;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_ended_is_noticed_and_one_that_waits_is_none() {
+        let settings = Settings {
+            zone: "mesh.example".parse().expect("a zone"),
+            // Nobody answers there.
+            server: Some(SocketAddr::from(([127, 0, 0, 1], 9))),
+            tsig: None,
+            node: Identity::from_seed(&[1; 32]).public_key(),
+            ask_stun: true,
+        };
+        let (events, mut told) = mpsc::channel(4);
+        let rendezvous = Rendezvous::start(settings, events);
+        told.recv().await.expect("the reader tells how it went");
+        assert!(!rendezvous.has_failed());
+        rendezvous.tasks[0].abort();
+        while !rendezvous.has_failed() {
+            tokio::task::yield_now().await;
+        }
     }
 }

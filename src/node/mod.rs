@@ -24,7 +24,7 @@ use tokio::{
     sync::mpsc,
     time::sleep_until,
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 use zonemesh_discovery::{
     advert::{InstanceRecords, SignedAdvert},
     identity::PublicKey,
@@ -323,6 +323,7 @@ impl Node {
         self.stun.handle_timeout(now);
         if self.due.heard <= now {
             self.due.heard = now + HEARD_INTERVAL;
+            self.revive_rendezvous();
             for report in self.data.peers_report() {
                 if let Some((at, from)) = report.last_received {
                     self.mesh.handle_heard(&report.public_key, from, at, now);
@@ -347,6 +348,23 @@ impl Node {
         if self.due.save.is_some_and(|due| due <= now) {
             self.due.save = None;
             self.save_peers();
+        }
+    }
+
+    /// Starts the tasks that talk to the zone again where one has panicked: that is a
+    /// fault of ours, and must not be the end of all news.
+    fn revive_rendezvous(&mut self) {
+        let failed = self.rendezvous.as_ref().is_some_and(Rendezvous::has_failed);
+        let Some(zone) = self.config.zone.as_ref().filter(|_| failed) else { return };
+        error!("a task that talks to the zone has ended: starting again");
+        match start::start_rendezvous(&self.config, zone, self.public_key, &self.events) {
+            Ok(rendezvous) => {
+                if let Some(advert) = self.own.as_ref().and_then(Own::advert) {
+                    rendezvous.publish(Arc::clone(advert));
+                }
+                self.rendezvous = Some(rendezvous);
+            }
+            Err(error) => warn!("{error:#}"),
         }
     }
 

@@ -210,7 +210,7 @@ fn roster(config: &Config, zone: &ZoneConfig, own: PublicKey) -> Roster {
     Roster::new(zone.name.clone(), own, config.trust.clone(), fixed)
 }
 
-fn start_rendezvous(
+pub(super) fn start_rendezvous(
     config: &Config,
     zone: &ZoneConfig,
     node: PublicKey,

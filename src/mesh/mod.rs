@@ -189,7 +189,15 @@ impl Mesh {
         }
     }
 
-    /// Takes the TXT strings of one node, seen on the LAN or kept from the last run.
+    /// Takes the TXT strings of one node, kept from the last run.
+    pub fn handle_remembered(&mut self, txt: &[Vec<u8>], now: Instant, wall: SystemTime) {
+        self.clock = (now, wall);
+        if self.roster.as_mut().is_some_and(|roster| roster.handle_remembered(txt, wall)) {
+            self.rearrange(now);
+        }
+    }
+
+    /// Takes the TXT strings of one node, seen on the LAN.
     pub fn handle_lan(&mut self, txt: &[Vec<u8>], now: Instant, wall: SystemTime) {
         self.clock = (now, wall);
         if self.roster.as_mut().is_some_and(|roster| roster.handle_lan(txt, wall)) {

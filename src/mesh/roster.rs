@@ -4,7 +4,9 @@
 //! one by one. Both only bring; neither takes away at once: a node whose advert has
 //! left the zone, or has lapsed, stays for as long as it is heard
 //! ([`Roster::forget_silent`] is told who is), because a rendezvous that fails, or
-//! somebody who deletes records in it, must not end a tunnel that works.
+//! somebody who deletes records in it, must not end a tunnel that works. What is
+//! remembered from the last run counts until the zone was read: it bridges a zone that
+//! is away, and does not bring back who has left in the meantime.
 
 use std::{collections::BTreeMap, fmt, time::SystemTime};
 
@@ -46,6 +48,8 @@ pub struct Member {
     said: Said,
     in_zone: bool,
     on_lan: bool,
+    /// From the last run, and the zone was not read since.
+    remembered: bool,
 }
 
 /// What is known of a member.
@@ -101,7 +105,7 @@ impl Member {
 
     fn is_current(&self, wall: SystemTime) -> bool {
         let lapsed = self.advert().is_some_and(|advert| advert.expires + CLOCK_SKEW < wall);
-        (self.in_zone || self.on_lan) && !lapsed
+        (self.in_zone || self.on_lan || self.remembered) && !lapsed
     }
 }
 
@@ -149,6 +153,7 @@ impl Roster {
     ) -> bool {
         for (node, member) in &mut self.members {
             member.in_zone = view.contains_key(node);
+            member.remembered = false;
         }
         self.complaints.retain(|node, _| view.contains_key(node));
         let mut changed = false;
@@ -171,9 +176,19 @@ impl Roster {
 
     /// Takes the TXT strings of one node on the LAN. Returns whether a member changed.
     pub fn handle_lan(&mut self, txt: &[Vec<u8>], wall: SystemTime) -> bool {
+        self.handle_txt(txt, Source::Lan, wall)
+    }
+
+    /// Takes the TXT strings of one node, kept from the last run. Returns whether a
+    /// member changed.
+    pub fn handle_remembered(&mut self, txt: &[Vec<u8>], wall: SystemTime) -> bool {
+        self.handle_txt(txt, Source::Memory, wall)
+    }
+
+    fn handle_txt(&mut self, txt: &[Vec<u8>], source: Source, wall: SystemTime) -> bool {
         // Other meshes, and things that are no mesh, share the LAN: no complaint.
         match SignedAdvert::verify(&self.zone, txt, wall) {
-            Ok(signed) => self.take(Entry::Signed(signed), Source::Lan),
+            Ok(signed) => self.take(Entry::Signed(signed), source),
             Err(error) => {
                 self.dropped.count(error);
                 false
@@ -181,7 +196,8 @@ impl Roster {
         }
     }
 
-    /// Forgets the members that neither zone nor LAN shows any more and that
+    /// Forgets the members that neither zone nor LAN shows any more (nor the memory,
+    /// while the zone was not read) and that
     /// `is_heard` does not speak for. Returns whether there were any.
     pub fn forget_silent(
         &mut self,
@@ -223,8 +239,12 @@ impl Roster {
                 self.dropped.surplus += 1;
                 return false;
             }
-            let member =
-                Member { said, in_zone: source == Source::Zone, on_lan: source == Source::Lan };
+            let member = Member {
+                said,
+                in_zone: source == Source::Zone,
+                on_lan: source == Source::Lan,
+                remembered: source == Source::Memory,
+            };
             self.members.insert(node, member);
             return true;
         };
@@ -242,6 +262,7 @@ impl Roster {
         match source {
             Source::Zone => member.in_zone = true,
             Source::Lan => member.on_lan = true,
+            Source::Memory => member.remembered = true,
         }
         let changed = member.said != said;
         member.said = said;
@@ -266,6 +287,7 @@ impl Roster {
 enum Source {
     Zone,
     Lan,
+    Memory,
 }
 
 impl Dropped {
@@ -384,6 +406,17 @@ mod tests {
         assert!(!roster.forget_silent(wall(), |_| true));
         assert!(roster.forget_silent(wall(), |_| false));
         assert!(keys(&roster).is_empty());
+    }
+
+    #[test]
+    fn a_remembered_member_counts_until_the_zone_is_read() {
+        let mut roster = roster(Trust::Zone);
+        assert!(roster.handle_remembered(advert(1, 1).txt(), wall()));
+        assert!(roster.handle_remembered(advert(2, 1).txt(), wall()));
+        assert!(!roster.forget_silent(wall(), |_| false), "the zone may be away");
+        roster.handle_zone(&view(&[&advert(1, 1)]), wall());
+        assert!(roster.forget_silent(wall(), |_| false));
+        assert_eq!(keys(&roster), [identity(1).public_key()]);
     }
 
     #[test]

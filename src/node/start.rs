@@ -84,7 +84,7 @@ impl Node {
         };
         let mut mesh = Mesh::new(settings, roster, now, wall);
         for txt in state.load_peers() {
-            mesh.handle_lan(&txt, now, wall);
+            mesh.handle_remembered(&txt, now, wall);
         }
         let mut stun = ReflexiveClient::new(rand::random());
         stun.set_servers(&config.stun_servers, now);

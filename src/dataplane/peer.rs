@@ -51,7 +51,7 @@ pub struct PeerReport {
     pub rx_bytes: u64,
     /// Bytes of messages to it, WireGuard's own included.
     pub tx_bytes: u64,
-    /// How long ago the keys in use were agreed on.
+    /// How long ago keys were agreed on last; also where these have had their day.
     pub last_handshake: Option<Duration>,
     /// Where its packets go.
     pub path: Option<SocketAddr>,
@@ -81,6 +81,9 @@ struct Link {
     mode: EndpointMode,
     path: Option<SocketAddr>,
     received: Option<(Instant, SocketAddr)>,
+    /// When keys were agreed on last. The tunnel forgets it with the keys: after three
+    /// minutes, which an idle session may be over before it is needed again.
+    handshake: Option<Instant>,
     wished: Option<Instant>,
 }
 
@@ -103,7 +106,13 @@ impl Peer {
                 config.keepalive,
                 index,
             )),
-            link: Mutex::new(Link { mode: config.mode, path, received: None, wished: None }),
+            link: Mutex::new(Link {
+                mode: config.mode,
+                path,
+                received: None,
+                handshake: None,
+                wished: None,
+            }),
             no_segments: AtomicBool::new(false),
             rx_bytes: AtomicU64::new(0),
             tx_bytes: AtomicU64::new(0),
@@ -175,17 +184,42 @@ impl Peer {
         due
     }
 
-    /// What there is to say of it.
+    /// What there is to say of it. To be asked for now and then, or the time of a
+    /// handshake is lost when its keys expire.
     pub(super) fn report(&self) -> PeerReport {
-        let last_handshake = self.tunnel.lock().last_handshake();
-        let link = self.link.lock();
+        let age = self.tunnel.lock().last_handshake();
+        let mut link = self.link.lock();
+        link.handshake = age.and_then(|age| Instant::now().checked_sub(age)).or(link.handshake);
         PeerReport {
             public_key: self.key,
             rx_bytes: self.rx_bytes.load(Ordering::Relaxed),
             tx_bytes: self.tx_bytes.load(Ordering::Relaxed),
-            last_handshake,
+            last_handshake: link.handshake.map(|at| at.elapsed()),
             path: link.path,
             last_received: link.received,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zonemesh_discovery::identity::Identity;
+
+    use super::*;
+
+    #[test]
+    fn the_last_handshake_is_told_also_when_its_keys_have_expired() {
+        let config = PeerConfig {
+            public_key: Identity::from_seed(&[2; 32]).public_key(),
+            preshared_key: None,
+            keepalive: None,
+            allowed: vec![],
+            mode: EndpointMode::Managed,
+        };
+        let peer = Peer::new(&LocalKey::new([1; 32]), 1, &config);
+        assert_eq!(peer.report().last_handshake, None, "there was none");
+        // As a report left it while the keys were good.
+        peer.link.lock().handshake = Instant::now().checked_sub(Duration::from_secs(1));
+        assert!(peer.report().last_handshake.is_some_and(|age| age >= Duration::from_secs(1)));
     }
 }

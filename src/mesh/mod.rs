@@ -31,6 +31,10 @@ use zonemesh_punch::{
 use self::roster::{Roster, Said};
 use crate::plan::{Claims, Refusal, Resolved};
 
+/// After how long a session in use is renewed: after two minutes (REKEY_AFTER_TIME) by
+/// who started it, and where idle, with the keepalive after three (REJECT_AFTER_TIME).
+const RENEWAL: std::ops::Range<Duration> = Duration::from_secs(110)..Duration::from_secs(220);
+
 /// For how long a member that is advertised no more is kept since it was last heard:
 /// WireGuard's REJECT_AFTER_TIME (its paper, §6.1), when its session is over too.
 const SILENCE_LIMIT: Duration = Duration::from_secs(180);
@@ -140,6 +144,8 @@ struct Peer {
     /// Since when the path is as it is, or when it was last found dead.
     path_since: Instant,
     has_path: bool,
+    /// When and from where its last handshake came.
+    session: Option<(Instant, SocketAddr)>,
 }
 
 impl Mesh {
@@ -260,6 +266,18 @@ impl Mesh {
             self.checks_dropped += 1;
             CheckOutcome::Dropped
         }
+    }
+
+    /// WireGuard has agreed on keys with this peer. Whether that is news: the first
+    /// session, one from elsewhere, or one before its time or after silence; and not a
+    /// renewal, of which a mesh of a thousand has several each second.
+    pub fn handle_session(&mut self, node: &PublicKey, from: SocketAddr, now: Instant) -> bool {
+        let Some(peer) = self.peers.get_mut(node) else { return true };
+        let is_renewal = peer.session.replace((now, from)).is_some_and(|(before, known)| {
+            known == from && RENEWAL.contains(&now.saturating_duration_since(before))
+        });
+        self.handle_heard(node, from, now, now);
+        !is_renewal
     }
 
     /// WireGuard accepted a packet of this peer, which came from there.
@@ -612,7 +630,15 @@ impl Mesh {
 
 impl Peer {
     fn new(agent: Option<Agent>, now: Instant) -> Self {
-        Self { agent, deadline: None, heard: None, sent_bytes: 0, path_since: now, has_path: false }
+        Self {
+            agent,
+            deadline: None,
+            heard: None,
+            sent_bytes: 0,
+            path_since: now,
+            has_path: false,
+            session: None,
+        }
     }
 
     /// Whether nothing came on its path since there is one. One side may have a session

@@ -188,6 +188,24 @@ fn a_side_that_hears_nothing_starts_the_handshake_too() {
 }
 
 #[test]
+fn the_renewal_of_a_session_is_no_news() {
+    let mut world = World::new(&[&["10.42.0.0/24"], &["10.42.1.0/24"]]);
+    world.publish(&[0, 1]);
+    let (peer, from) = (world.nodes[1].key, world.nodes[1].addr);
+    let mut now = world.now;
+    let mesh = &mut world.nodes[0].mesh;
+    let mut is_news = |from, later| {
+        now += Duration::from_secs(later);
+        mesh.handle_session(&peer, from, now)
+    };
+    assert!(is_news(from, 0), "the first");
+    assert!(!is_news(from, 120) && !is_news(from, 205), "renewals");
+    assert!(is_news(from, 20), "it has restarted");
+    assert!(is_news(from, 600), "it was away");
+    assert!(is_news("198.51.100.7:4".parse().expect("an address"), 120), "it has moved");
+}
+
+#[test]
 fn peers_are_found_by_name_key_and_address() {
     let mut world = World::new(&[&["10.42.0.0/24"], &["10.42.1.0/24"]]);
     world.publish(&[0, 1]);

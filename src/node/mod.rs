@@ -310,8 +310,11 @@ impl Node {
             }
             Upcall::NoPath { peer } => self.mesh.handle_wanted(&peer, now),
             Upcall::Handshake { peer, from } => {
-                info!(%peer, %from, "session");
-                self.mesh.handle_heard(&peer, from, now, now);
+                if self.mesh.handle_session(&peer, from, now) {
+                    info!(%peer, %from, "session");
+                } else {
+                    debug!(%peer, %from, "session renewed");
+                }
             }
             Upcall::SourceChanged { peer, from } => self.mesh.handle_heard(&peer, from, now, now),
             Upcall::Failed { reason } => self.failed = Some(reason),

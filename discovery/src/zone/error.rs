@@ -165,8 +165,9 @@ pub enum TsigFault {
     /// The server does not find our signature right.
     #[error("BADSIG: the server's secret is another one; check the secret")]
     BadSig,
-    /// The server finds our clock wrong.
-    #[error("BADTIME: our clock is {0} s ahead of the server's; set the clocks")]
+    /// The server finds our clock wrong: so many seconds ahead of its own.
+    #[error("BADTIME: our clock is {} s {} the server's; set the clocks", .0.unsigned_abs(),
+        if *.0 < 0 { "behind" } else { "ahead of" })]
     BadTime(i64),
     /// Another error that the server found.
     #[error("the server reports TSIG error {0}")]
@@ -183,4 +184,16 @@ pub enum TsigFault {
     /// The answer was signed at another time.
     #[error("the answer was signed {0} s from now; set the clocks")]
     Stale(i64),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_clock_is_told_with_its_direction() {
+        let text = |ahead| TsigFault::BadTime(ahead).to_string();
+        assert_eq!(text(480), "BADTIME: our clock is 480 s ahead of the server's; set the clocks");
+        assert_eq!(text(-480), "BADTIME: our clock is 480 s behind the server's; set the clocks");
+    }
 }

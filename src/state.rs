@@ -8,6 +8,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Write},
+    net::SocketAddr,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -36,13 +37,15 @@ pub struct State {
 }
 
 /// `state.json`
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 struct Kept {
     /// The highest sequence number that an advert of this node bears.
     sequence: u64,
     /// The UDP port that was picked.
     port: Option<u16>,
+    /// The STUN servers that the zone named last.
+    stun_servers: Vec<SocketAddr>,
 }
 
 /// `peers.json`: each member's TXT strings, in Base64.
@@ -132,6 +135,24 @@ impl State {
     /// The port that this node picked for itself.
     pub fn port(&self) -> Option<u16> {
         self.kept.port
+    }
+
+    /// The STUN servers that the zone named last: a start while the zone is away still
+    /// has somebody to ask.
+    pub fn stun_servers(&self) -> &[SocketAddr] {
+        &self.kept.stun_servers
+    }
+
+    /// Keeps the STUN servers that the zone names.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn save_stun_servers(&mut self, servers: &[SocketAddr]) -> Result<(), StateError> {
+        if self.kept.stun_servers == servers {
+            return Ok(());
+        }
+        self.kept.stun_servers = servers.to_vec();
+        self.save()
     }
 
     /// Keeps the sequence number.
@@ -265,9 +286,12 @@ mod tests {
         let mut state = State::open(folder.path()).expect("opens");
         state.save_sequence(7).expect("is written");
         state.save_port(51821).expect("is written");
+        let servers = ["198.51.100.10:3478".parse().expect("an address")];
+        state.save_stun_servers(&servers).expect("is written");
         drop(state);
         let state = State::open(folder.path()).expect("opens");
         assert_eq!((state.sequence(), state.port()), (7, Some(51821)));
+        assert_eq!(state.stun_servers(), servers);
         drop(state);
         for broken in [&b"{"[..], b"[]", b"{\"sequence\":-1}", &[0xff]] {
             fs::write(folder.path().join(STATE_FILE), broken).expect("is written");

@@ -122,6 +122,11 @@ impl Username {
         name.try_into().ok().map(Self)
     }
 
+    /// The same of a request alone: what nobody asked for is no knock.
+    pub fn peek_request(datagram: &[u8]) -> Option<Self> {
+        Self::peek(datagram).filter(|_| datagram.starts_with(&[0x00, 0x01]))
+    }
+
     fn as_str(&self) -> &str {
         // A peeked one may be anything; those that are sent are Base64.
         std::str::from_utf8(&self.0).unwrap_or_default()

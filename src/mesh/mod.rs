@@ -251,7 +251,13 @@ impl Mesh {
         now: Instant,
     ) -> CheckOutcome {
         let node = Username::peek(datagram).and_then(|name| self.usernames.get(&name).copied());
-        let Some(node) = node else { return CheckOutcome::Stranger };
+        let Some(node) = node else {
+            // The late second answer of a STUN server is no stranger's knock.
+            return match Username::peek_request(datagram) {
+                Some(_) => CheckOutcome::Stranger,
+                None => CheckOutcome::Dropped,
+            };
+        };
         // Through the tunnel itself every peer can be reached: no path to build it on.
         let through_tunnel = self.is_overlay(from.ip());
         let agent = self.peers.get_mut(&node).and_then(|peer| peer.agent.as_mut());

@@ -283,6 +283,9 @@ fn a_stranger_s_check_is_told_apart_from_a_forged_one() {
     let mut strange = check.payload.clone();
     strange[24] ^= 1;
     assert_eq!(receiver.handle_check(from, &strange, now), CheckOutcome::Stranger);
+    strange[0] = 1;
+    assert_eq!(receiver.handle_check(from, &strange, now), CheckOutcome::Dropped, "an answer");
+    assert_eq!(receiver.handle_check(from, &strange[..20], now), CheckOutcome::Dropped);
     assert_eq!(receiver.handle_check(from, &check.payload, now), CheckOutcome::Taken);
     assert_eq!(receiver.checks_dropped(), 1);
 }

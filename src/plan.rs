@@ -63,6 +63,8 @@ pub struct Refusal {
 pub enum RefusalReason {
     /// Another node claims the very same prefix and has the lower public key.
     LostTo(PublicKey),
+    /// The configuration gives it to this static peer.
+    Static(PublicKey),
     /// It is this node's own prefix, or lies inside one.
     Own,
     /// It lies inside a prefix of one of this machine's other interfaces.
@@ -92,6 +94,9 @@ impl Claims {
         advertised.sort_unstable();
         for (claimant, route) in advertised {
             let reason = self.refuse(route, &underlay).or_else(|| match owners.get(&route) {
+                Some(owner) if self.fixed.contains(&(*owner, route)) => {
+                    Some(RefusalReason::Static(*owner))
+                }
                 Some(owner) if *owner != claimant => Some(RefusalReason::LostTo(*owner)),
                 _ => None,
             });
@@ -144,6 +149,7 @@ impl fmt::Display for Refusal {
             RefusalReason::LostTo(winner) => {
                 write!(f, "{winner} claims it too and has the lower key")
             }
+            RefusalReason::Static(peer) => write!(f, "the configuration gives it to {peer}"),
             RefusalReason::Own => write!(f, "it is this node's own"),
             RefusalReason::Connected(prefix) => {
                 write!(
@@ -288,6 +294,9 @@ mod tests {
         let fixed = BTreeMap::from([(key(8), BTreeSet::from([net("10.99.0.7/32")]))]);
         assert_eq!(resolved.routes, fixed);
         assert_eq!(resolved.refused.len(), claims.advertised.len());
+        let route = net("10.99.0.7/32");
+        let told = Refusal { route, claimant: key(1), reason: RefusalReason::Static(key(8)) };
+        assert!(resolved.refused.contains(&told));
     }
 
     #[test]

@@ -398,9 +398,12 @@ impl Mesh {
         self.roster.as_ref()?.get(node)?.advert()
     }
 
+    /// Whether this address is one of the overlay's: to be reached through the tunnel, or
+    /// behind this node. A LAN that a node offers to the others is still its LAN.
     fn is_overlay(&self, ip: IpAddr) -> bool {
-        let own = self.settings.routes.iter().any(|route| route.contains(&ip));
-        own || self.is_routed(ip)
+        let own = || self.settings.routes.iter().any(|route| route.contains(&ip));
+        let connected = || self.connected.iter().any(|prefix| prefix.contains(&ip));
+        self.is_routed(ip) || (own() && !connected())
     }
 
     /// Whether packets to this address go to a peer: the longest prefix says so, and that

@@ -270,6 +270,21 @@ fn a_claim_wider_than_the_lan_takes_no_path_on_it_away() {
 }
 
 #[test]
+fn a_gateway_to_its_lan_still_meets_its_neighbours_there() {
+    let mut world = World::new(&[&["192.168.7.0/24"], &["10.42.1.0/24"]]);
+    let lan = net("192.168.7.0/24");
+    for node in &mut world.nodes {
+        node.mesh.set_connected([lan].into(), world.now);
+    }
+    world.publish(&[0, 1]);
+    world.run(Duration::from_secs(1), |_, _| false);
+    assert_eq!(world.path(0, 1), Some(world.nodes[1].addr));
+    assert_eq!(world.path(1, 0), Some(world.nodes[0].addr));
+    let refused = &world.nodes[1].mesh.resolved().refused;
+    assert!(refused.iter().any(|refusal| refusal.route == lan), "its own LAN stays its own");
+}
+
+#[test]
 fn a_stranger_s_check_is_told_apart_from_a_forged_one() {
     let mut world = World::new(&[&[], &[]]);
     world.publish(&[0, 1]);

@@ -259,10 +259,7 @@ impl Node {
 
     fn handle_interfaces(&mut self, addresses: &[InterfaceAddress], change: Change, now: Instant) {
         let overlay = self.config.interface.name.clone();
-        let hosts: Vec<IpAddr> = host_candidates(addresses, &overlay)
-            .into_iter()
-            .filter(|ip| !self.config.interface.routes.iter().any(|route| route.contains(ip)))
-            .collect();
+        let hosts = host_candidates(addresses, &overlay);
         let connected = addresses.iter().filter(|address| address.name != overlay);
         let connected: BTreeSet<IpNet> = connected
             .filter_map(|address| IpNet::new(address.addr, address.prefix_len).ok())

@@ -3,8 +3,9 @@
 //! [`run`] brings the parts up in the order in which they need each other, then loops:
 //! one event in, the pure machines change, their output goes out. Everything that
 //! happens outside (the zone, mDNS, netlink, the control socket) becomes one
-//! [`Event`] on one bounded queue; what the packet threads hand up has a bounded
-//! queue of its own, so that a flood of datagrams cannot crowd out the rest. The loop
+//! [`Event`], by one bounded queue but for mDNS, whose library has its own; what the
+//! packet threads hand up has a bounded queue too, so that a flood of datagrams cannot
+//! crowd out the rest. The loop
 //! alone owns the control state; no lock guards it. It ends at SIGINT or SIGTERM:
 //! adverts are withdrawn, threads joined, and the device goes with the process.
 

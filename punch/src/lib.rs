@@ -12,10 +12,12 @@ pub mod candidate;
 pub mod check;
 mod pair;
 mod replay;
+mod route;
 mod status;
 
 pub use agent::{Agent, CheckError, MAX_LEARNED, MAX_REMOTE};
 pub use candidate::{Candidate, CandidateKind};
 pub use check::{CheckKeys, OpenError, Username, WeakKey};
 pub use pair::Tier;
+pub use route::{Route, Via};
 pub use status::{Event, PairStatus, SelectedPath, Transmit};

@@ -20,6 +20,7 @@ pub mod nat;
 pub mod net;
 pub mod process;
 pub mod programs;
+pub mod relay_server;
 pub mod setup;
 pub mod stun_server;
 pub mod world;

@@ -1,6 +1,7 @@
 //! A daemon that the lab started: its log, its readiness, its end.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -14,6 +15,9 @@ const TAIL: usize = 80;
 
 /// How often readiness is looked at.
 const POLL: Duration = Duration::from_millis(20);
+
+/// TCP_LISTEN as `/proc/net/tcp` prints it (Linux: include/net/tcp_states.h).
+const TCP_LISTEN: &str = "0A";
 
 /// A running child process, killed when it is dropped.
 #[derive(Debug)]
@@ -64,6 +68,11 @@ impl Daemon {
         self.child.id()
     }
 
+    /// The process itself, to be looked at while it starts.
+    pub fn process(&self) -> Process {
+        Process(self.child.id())
+    }
+
     /// What it has logged so far.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
@@ -89,6 +98,47 @@ impl Daemon {
         let tail: Vec<&str> = log.lines().rev().take(TAIL).collect();
         let tail: Vec<&str> = tail.into_iter().rev().collect();
         io::Error::other(format!("{} {what}; the end of its log:\n{}", self.name, tail.join("\n")))
+    }
+}
+
+/// A transport of sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// Datagrams.
+    Udp,
+    /// Listening sockets for streams.
+    Tcp,
+}
+
+/// A process, by its number.
+#[derive(Debug, Clone, Copy)]
+pub struct Process(u32);
+
+impl Process {
+    /// On how many addresses a socket is bound to the port, in the namespace in which
+    /// the process is: it need not be ours, and no probe has to be sent there.
+    pub fn bound(self, protocol: Protocol, port: u16) -> usize {
+        let port = format!(":{port:04X}");
+        let (tables, listening) = match protocol {
+            Protocol::Udp => (["udp", "udp6"], None),
+            Protocol::Tcp => (["tcp", "tcp6"], Some(TCP_LISTEN)),
+        };
+        let mut addresses = BTreeSet::new();
+        for table in tables {
+            // The process may not have got as far, or have ended; then nothing is bound.
+            let sockets = fs::read_to_string(format!("/proc/{}/net/{table}", self.0));
+            for socket in sockets.unwrap_or_default().lines() {
+                let mut fields = socket.split_whitespace().skip(1);
+                let local = fields.next().unwrap_or_default();
+                let state = fields.nth(1);
+                if let Some(address) = local.strip_suffix(&port)
+                    && listening.is_none_or(|listen| state == Some(listen))
+                {
+                    addresses.insert(address.to_owned());
+                }
+            }
+        }
+        addresses.len()
     }
 }
 

@@ -2,7 +2,6 @@
 //! family RFC 5780 as well.
 
 use std::{
-    collections::BTreeSet,
     fs,
     net::{IpAddr, SocketAddr},
     path::Path,
@@ -12,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::process::Daemon;
+use super::process::{Daemon, Protocol};
 
 /// How long coturn may take to open its sockets; it takes about a second.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -48,8 +47,8 @@ impl StunServer {
             turnserver.args(["--listening-ip", &ip.to_string()]);
         }
         let mut daemon = Daemon::spawn("turnserver", &mut turnserver, &dir.join("log"))?;
-        let id = daemon.id();
-        daemon.wait_ready(START_LIMIT, || bound(id, port) >= listen.len())?;
+        let process = daemon.process();
+        daemon.wait_ready(START_LIMIT, || process.bound(Protocol::Udp, port) >= listen.len())?;
         let addresses = listen.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
         Ok(Self { daemon, addresses })
     }
@@ -68,22 +67,4 @@ impl StunServer {
     pub fn stop(&mut self) {
         self.daemon.kill();
     }
-}
-
-/// On how many addresses a UDP socket is bound to the port, in the namespace in
-/// which the process is: it need not be ours, and no probe has to be sent there.
-fn bound(process: u32, port: u16) -> usize {
-    let port = format!(":{port:04X}");
-    let mut addresses = BTreeSet::new();
-    for table in ["udp", "udp6"] {
-        // The process may not have got as far, or have ended; then nothing is bound.
-        let sockets = fs::read_to_string(format!("/proc/{process}/net/{table}"));
-        for socket in sockets.unwrap_or_default().lines() {
-            let local = socket.split_whitespace().nth(1).unwrap_or_default();
-            if let Some(address) = local.strip_suffix(&port) {
-                addresses.insert(address.to_owned());
-            }
-        }
-    }
-    addresses.len()
 }

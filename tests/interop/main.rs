@@ -3,5 +3,6 @@
 
 mod interfaces;
 mod mdns;
+mod serve;
 mod stun;
 mod zone;

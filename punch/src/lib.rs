@@ -14,6 +14,7 @@ mod pair;
 mod replay;
 mod route;
 mod status;
+pub mod turn;
 
 pub use agent::{Agent, CheckError, MAX_LEARNED, MAX_REMOTE};
 pub use candidate::{Candidate, CandidateKind};

@@ -5,8 +5,10 @@
 //! 1. An agent is made from the two nodes' keys. It is told the addresses of its own
 //!    node ([`Agent::set_local_candidates`]) and those that the peer says it has
 //!    ([`Agent::set_remote_candidates`]), in any order and again whenever they change.
-//! 2. Each address of the peer is a pair, and a check goes to each. Where a check of
-//!    the peer comes from an address that nobody named (a NAT that maps anew for each
+//! 2. Each address of the peer is a pair, and a check goes to each. An allocation of
+//!    this node on a relay ([`Agent::set_relays`]) makes further pairs: from there to
+//!    those addresses that a relay may be asked to send to. Where a check of the peer
+//!    comes from an address that nobody named (a NAT that maps anew for each
 //!    destination), that is a pair as well. Each check that comes in is answered and,
 //!    while its pair is not known to work, answered by a check the other way: the
 //!    peer's check got out through its own NAT, so a check back gets in.
@@ -37,11 +39,11 @@
 //! one component and few pairs), role conflicts (the keys decide), error responses,
 //! and port prediction for NATs that choose ports at random.
 
+mod pairs;
 mod select;
 
 use std::{
     collections::VecDeque,
-    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -53,11 +55,21 @@ use crate::{
     check::{Answer, Check, CheckKeys, OpenError, Request, Username},
     pair::{self, Pair, Tier},
     replay::{Old, Replay},
+    route::{LocalRelay, Route, Via},
     status::{Event, PairStatus, SelectedPath, Transmit},
 };
 
 /// The most candidates of the peer that are used: as many as an advert carries.
 pub const MAX_REMOTE: usize = 8;
+
+/// The most allocations of this node that are used: one, and one to fall back on.
+pub const MAX_RELAYS: usize = 2;
+
+/// The most candidates of the peer that are looked at through each.
+const MAX_BY_RELAY: usize = 4;
+
+/// The most pairs of the peer's candidates.
+pub const MAX_LISTED: usize = MAX_REMOTE + MAX_RELAYS * MAX_BY_RELAY;
 
 /// The most other pairs: learned from checks, or of former candidates that still work.
 pub const MAX_LEARNED: usize = 8;
@@ -105,12 +117,16 @@ pub enum CheckError {
     /// An answer to nothing that was asked of late.
     #[error("an answer to nothing that was asked")]
     Unsolicited,
-    /// An answer from another address than was asked (RFC 8445 §7.2.5.2.1).
+    /// An answer from another address, or at another end, than was asked
+    /// (RFC 8445 §7.2.5.2.1).
     #[error("an answer from another address than was asked")]
     Elsewhere,
     /// More requests than anybody needs.
     #[error("more requests than anybody needs")]
     Busy,
+    /// It came in at a relay or a socket that is not this node's any more.
+    #[error("at an end that is gone")]
+    Gone,
 }
 
 /// The machine that finds and keeps the path to one peer.
@@ -124,14 +140,16 @@ pub struct Agent {
     now: Instant,
     locals: Vec<Candidate>,
     remotes: Vec<Candidate>,
+    relays: Vec<LocalRelay>,
+    extra: Vec<u32>,
     pairs: Vec<Pair>,
-    selected: Option<SocketAddr>,
+    selected: Option<Route>,
     /// The peer is known to have heard the selected pair's nomination.
     told: bool,
     /// What the controlling peer nominated last, and when by its clock.
-    nominated: Option<(SocketAddr, u64)>,
+    nominated: Option<(Route, u64)>,
     /// A pair that was faster than the selected one, and how often.
-    gaining: Option<(SocketAddr, u32)>,
+    gaining: Option<(Route, u32)>,
     replay: Replay,
     in_flight: VecDeque<InFlight>,
     checks: Budget,
@@ -141,13 +159,13 @@ pub struct Agent {
     wakes: Budget,
     last_data: Option<Instant>,
     queue: VecDeque<Transmit>,
-    reported: Option<(SocketAddr, Tier)>,
+    reported: Option<(Route, Tier)>,
 }
 
 #[derive(Debug)]
 struct InFlight {
     id: [u8; 12],
-    remote: SocketAddr,
+    route: Route,
     at: Instant,
     nominate: bool,
 }
@@ -164,6 +182,8 @@ impl Agent {
             now,
             locals: Vec::new(),
             remotes: Vec::new(),
+            relays: Vec::new(),
+            extra: Vec::new(),
             pairs: Vec::new(),
             selected: None,
             told: false,
@@ -191,7 +211,7 @@ impl Agent {
     /// Takes this node's own candidates. The host addresses among them tell a path on
     /// the LAN from one through a NAT; none of them is ever checked as the peer's.
     pub fn set_local_candidates(&mut self, candidates: &[Candidate], now: Instant) {
-        let locals = usable(candidates, MAX_LOCAL);
+        let locals = pairs::usable(candidates, MAX_LOCAL);
         if locals != self.locals {
             self.locals = locals;
             self.sync_pairs(now);
@@ -203,7 +223,7 @@ impl Agent {
     /// [`MAX_REMOTE`] are left alone. Pairs that work stay, also when the peer no
     /// longer names them. What leads through the mesh itself must not be among them.
     pub fn set_remote_candidates(&mut self, candidates: &[Candidate], now: Instant) {
-        let remotes = usable(candidates, MAX_REMOTE);
+        let remotes = pairs::usable(candidates, MAX_REMOTE);
         if remotes != self.remotes {
             self.remotes = remotes;
             self.sync_pairs(now);
@@ -211,6 +231,31 @@ impl Agent {
             // dead, and what was closed may be open.
             self.recheck(now);
         }
+        self.drive(now);
+    }
+
+    /// Takes this node's allocations on relays, best first; those past [`MAX_RELAYS`]
+    /// are left alone. What went over one that is gone has another path, or none, at once.
+    pub fn set_relays(&mut self, relays: &[LocalRelay], now: Instant) {
+        let relays: Vec<LocalRelay> = relays
+            .iter()
+            .take(MAX_RELAYS)
+            .map(|relay| LocalRelay { relayed: canonical(relay.relayed), ..*relay })
+            .collect();
+        if relays != self.relays {
+            let gone = |old: &&LocalRelay| !relays.contains(old);
+            let gone: Vec<u32> = self.relays.iter().filter(gone).map(|relay| relay.id).collect();
+            self.relays = relays;
+            self.drop_pairs(|via| matches!(via, Via::Relay(id) if gone.contains(&id)), now);
+            self.sync_pairs(now);
+        }
+        self.drive(now);
+    }
+
+    /// Takes the numbers of the further sockets that this node has open for the peer.
+    pub fn set_extra(&mut self, sockets: &[u32], now: Instant) {
+        self.drop_pairs(|via| matches!(via, Via::Extra(id) if !sockets.contains(&id)), now);
+        self.extra = sockets.to_vec();
         self.drive(now);
     }
 
@@ -228,17 +273,20 @@ impl Agent {
         self.drive(now);
     }
 
-    /// Takes a datagram whose user name is this agent's.
+    /// Takes a datagram whose user name is this agent's: where it came in, and from whom.
     ///
     /// # Errors
     /// [`CheckError`] says why it had no effect, to be counted.
     pub fn handle_datagram(
         &mut self,
-        from: SocketAddr,
+        from: Route,
         datagram: &[u8],
         now: Instant,
     ) -> Result<(), CheckError> {
-        let from = canonical(from);
+        let from = plain(from);
+        if !self.has_end(from.via) {
+            return Err(CheckError::Gone);
+        }
         let result = match self.keys.open(datagram)? {
             Check::Request(request) => self.handle_request(from, &request, now),
             Check::Answer(answer) => self.handle_answer(from, &answer, now),
@@ -250,20 +298,20 @@ impl Agent {
     /// WireGuard sent data to the peer.
     pub fn note_data_sent(&mut self, now: Instant) {
         self.last_data = Some(now);
-        if let Some(pair) = self.selected.and_then(|remote| self.pair_mut(remote)) {
+        if let Some(pair) = self.selected.and_then(|route| self.pair_mut(route)) {
             pair.hasten(now);
         }
     }
 
-    /// WireGuard authenticated data that came from `from`.
-    pub fn note_data_received(&mut self, from: SocketAddr, now: Instant) {
+    /// WireGuard authenticated data that came in there, `from` the peer.
+    pub fn note_data_received(&mut self, from: Route, now: Instant) {
         self.last_data = Some(now);
-        let from = canonical(from);
+        let from = plain(from);
         match self.pair_mut(from) {
             Some(pair) => pair.note_data(now),
             // The peer's NAT maps anew, and its data is here before its checks.
             None => {
-                if let Some(pair) = self.pair_or_learn(from, now) {
+                if let Some(pair) = self.pair_or_learn(from, CandidateKind::PeerReflexive, now) {
                     pair.heard(now);
                     self.drive(now);
                 }
@@ -274,7 +322,7 @@ impl Agent {
     /// WireGuard sends on the selected path, and nothing comes back although it
     /// should: the path steps behind all others for a while, whatever its checks say.
     pub fn note_data_dead(&mut self, now: Instant) {
-        if let Some(pair) = self.selected.and_then(|remote| self.pair_mut(remote))
+        if let Some(pair) = self.selected.and_then(|route| self.pair_mut(route))
             && !pair.is_suspect(now)
         {
             pair.suspect(now);
@@ -296,7 +344,7 @@ impl Agent {
     /// What changed since the last call, as far as it still matters.
     pub fn poll_event(&mut self) -> Option<Event> {
         let selected = self.selected();
-        let report = selected.map(|path| (path.remote, path.tier));
+        let report = selected.map(|path| (path.route, path.tier));
         if report == self.reported {
             return None;
         }
@@ -306,7 +354,7 @@ impl Agent {
 
     /// When to call [`Agent::handle_timeout`] at the latest.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let report = self.selected().map(|path| (path.remote, path.tier));
+        let report = self.selected().map(|path| (path.route, path.tier));
         if !self.queue.is_empty() || report != self.reported {
             return Some(self.now);
         }
@@ -316,25 +364,26 @@ impl Agent {
 
     /// The path in use.
     pub fn selected(&self) -> Option<SelectedPath> {
-        let pair = self.pairs.iter().find(|pair| Some(pair.remote) == self.selected)?;
+        let pair = self.pairs.iter().find(|pair| Some(pair.route) == self.selected)?;
         Some(SelectedPath {
-            remote: pair.remote,
+            route: pair.route,
             own: pair.own,
             kind: pair.kind,
             tier: pair.tier(&self.locals),
             rtt: pair.rtt()?,
+            mtu: None,
         })
     }
 
     /// Every pair as it stands, for people.
     pub fn pairs(&self) -> impl Iterator<Item = PairStatus> + '_ {
         self.pairs.iter().map(|pair| PairStatus {
-            remote: pair.remote,
+            route: pair.route,
             kind: pair.kind,
             tier: pair.tier(&self.locals),
             own: pair.own,
             listed: pair.listed,
-            selected: Some(pair.remote) == self.selected,
+            selected: Some(pair.route) == self.selected,
             suspect: pair.is_suspect(self.now),
             rtt: pair.rtt(),
             unanswered: pair.unanswered(),
@@ -346,7 +395,7 @@ impl Agent {
 
     fn handle_request(
         &mut self,
-        from: SocketAddr,
+        from: Route,
         request: &Request,
         now: Instant,
     ) -> Result<(), CheckError> {
@@ -363,7 +412,7 @@ impl Agent {
         if !self.answers.take(now) {
             return Err(CheckError::Busy);
         }
-        let answer = Answer { id: request.id, clock_ms: self.clock_ms(now), mapped: from };
+        let answer = Answer { id: request.id, clock_ms: self.clock_ms(now), mapped: from.remote };
         self.transmit(from, &Check::Answer(answer));
 
         let silent = self.selected.is_none();
@@ -371,7 +420,7 @@ impl Agent {
         if request.nominate && newest {
             self.nominated = Some((from, request.clock_ms));
         }
-        if let Some(pair) = self.pair_or_learn(from, now) {
+        if let Some(pair) = self.pair_or_learn(from, request.learned_kind(), now) {
             pair.heard(now);
         }
         // Who is heard is there: what did not answer a while ago may do so now.
@@ -383,7 +432,7 @@ impl Agent {
 
     fn handle_answer(
         &mut self,
-        from: SocketAddr,
+        from: Route,
         answer: &Answer,
         now: Instant,
     ) -> Result<(), CheckError> {
@@ -392,7 +441,7 @@ impl Agent {
             .iter()
             .position(|sent| sent.id == answer.id && now <= sent.at + ANSWER_WITHIN)
             .ok_or(CheckError::Unsolicited)?;
-        if self.in_flight[index].remote != from {
+        if self.in_flight[index].route != from {
             return Err(CheckError::Elsewhere);
         }
         let Some(sent) = self.in_flight.remove(index) else { return Ok(()) };
@@ -428,50 +477,56 @@ impl Agent {
         self.retire(now);
         self.select(now);
         while self.queue.len() < MAX_QUEUED
-            && let Some(remote) = self.next_due(now)
+            && let Some(route) = self.next_due(now)
             && self.checks.take(now)
         {
-            self.check_pair(remote, now);
+            self.check_pair(route, now);
         }
     }
 
     /// The pair whose check is due most: urgent ones first, then the longest waiting.
-    fn next_due(&self, now: Instant) -> Option<SocketAddr> {
+    fn next_due(&self, now: Instant) -> Option<Route> {
         let due = self.pairs.iter().filter(|pair| pair.due <= now);
-        due.min_by_key(|pair| (!pair.urgent, pair.due)).map(|pair| pair.remote)
+        due.min_by_key(|pair| (!pair.urgent, pair.due)).map(|pair| pair.route)
     }
 
-    fn check_pair(&mut self, remote: SocketAddr, now: Instant) {
-        let nominate = self.keys.controlling() && self.selected == Some(remote);
-        self.send_check(remote, nominate, now);
-        let usage = self.usage(remote, now);
+    fn check_pair(&mut self, route: Route, now: Instant) {
+        let nominate = self.keys.controlling() && self.selected == Some(route);
+        self.send_check(route, nominate, now);
+        let usage = self.usage(route, now);
         let jitter = self.rng.random();
-        let Some(pair) = self.pair_mut(remote) else { return };
+        let Some(pair) = self.pair_mut(route) else { return };
         pair.sent(usage, jitter, now);
         // What may have to take its place is looked at while there is time.
-        if self.selected == Some(remote)
-            && self.pair_mut(remote).is_some_and(|pair| pair.unanswered() == pair::DOUBTS)
+        if self.selected == Some(route)
+            && self.pair_mut(route).is_some_and(|pair| pair.unanswered() == pair::DOUBTS)
         {
-            for pair in self.pairs.iter_mut().filter(|p| p.is_valid() && p.remote != remote) {
+            for pair in self.pairs.iter_mut().filter(|p| p.is_valid() && p.route != route) {
                 pair.due = now;
             }
         }
     }
 
-    fn send_check(&mut self, to: SocketAddr, nominate: bool, now: Instant) {
+    fn send_check(&mut self, to: Route, nominate: bool, now: Instant) {
         let mut id = [0; 12];
         self.rng.fill_bytes(&mut id);
-        let learned = Candidate { kind: CandidateKind::PeerReflexive, addr: to };
+        // What the peer, where it does not know this end, will learn it as.
+        let kind = match to.via {
+            Via::Socket | Via::Extra(_) => CandidateKind::PeerReflexive,
+            Via::Relay(_) => CandidateKind::Relayed,
+        };
+        let learned = Candidate { kind, addr: to.remote };
         let clock_ms = self.clock_ms(now);
         let request = Request { id, clock_ms, priority: learned.priority(), nominate };
-        self.in_flight.push_back(InFlight { id, remote: to, at: now, nominate });
+        self.in_flight.push_back(InFlight { id, route: to, at: now, nominate });
         self.transmit(to, &Check::Request(request));
     }
 
-    fn transmit(&mut self, to: SocketAddr, check: &Check) {
+    fn transmit(&mut self, route: Route, check: &Check) {
         // A datagram that finds no room is lost as any other may be.
         if self.queue.len() < MAX_QUEUED {
-            self.queue.push_back(Transmit { to, payload: self.keys.seal(check) });
+            let payload = self.keys.seal(check);
+            self.queue.push_back(Transmit { route, payload, dont_fragment: false });
         }
     }
 
@@ -479,85 +534,9 @@ impl Agent {
         let elapsed = now.saturating_duration_since(self.started).as_millis();
         self.started_unix_ms.saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
     }
-
-    /// Makes the pairs those of the peer's candidates, and keeps what works.
-    fn sync_pairs(&mut self, now: Instant) {
-        for pair in &mut self.pairs {
-            pair.listed = false;
-        }
-        for candidate in &self.remotes {
-            match self.pairs.iter_mut().find(|pair| pair.remote == candidate.addr) {
-                Some(pair) => {
-                    pair.listed = true;
-                    pair.kind = candidate.kind;
-                }
-                None => self.pairs.push(Pair::new(*candidate, true, now)),
-            }
-        }
-        let locals = &self.locals;
-        self.pairs.retain(|pair| {
-            let own = locals.iter().any(|local| local.addr == pair.remote);
-            let learned = pair.kind == CandidateKind::PeerReflexive;
-            !own && (pair.listed || pair.is_valid() || learned)
-        });
-        self.bound_learned(None);
-    }
-
-    fn pair_mut(&mut self, remote: SocketAddr) -> Option<&mut Pair> {
-        self.pairs.iter_mut().find(|pair| pair.remote == remote)
-    }
-
-    fn pair_or_learn(&mut self, remote: SocketAddr, now: Instant) -> Option<&mut Pair> {
-        let known = self.pairs.iter().any(|pair| pair.remote == remote);
-        let learned = Candidate { kind: CandidateKind::PeerReflexive, addr: remote };
-        if !known && learned.is_usable() && self.learns.take(now) {
-            self.pairs.push(Pair::new(learned, false, now));
-            self.bound_learned(Some(remote));
-        }
-        self.pair_mut(remote)
-    }
-
-    /// Forgets learned pairs past [`MAX_LEARNED`]: first those that never answered,
-    /// then those that were silent longest; never the selected one, nor `keep`.
-    fn bound_learned(&mut self, keep: Option<SocketAddr>) {
-        while self.pairs.iter().filter(|pair| !pair.listed).count() > MAX_LEARNED {
-            let spare = |pair: &&Pair| {
-                !pair.listed && Some(pair.remote) != keep && Some(pair.remote) != self.selected
-            };
-            let worst = self
-                .pairs
-                .iter()
-                .filter(spare)
-                .min_by_key(|pair| (pair.is_valid(), pair.last_answer, pair.last_heard))
-                .map(|pair| pair.remote);
-            self.pairs.retain(|pair| Some(pair.remote) != worst);
-        }
-    }
-
-    /// Looks at every pair at once, and fast again at those that do not answer.
-    fn recheck(&mut self, now: Instant) {
-        for pair in &mut self.pairs {
-            if pair.is_valid() {
-                pair.due = now;
-                pair.urgent |= Some(pair.remote) == self.selected;
-            } else {
-                pair.restart(now);
-            }
-        }
-    }
 }
 
-/// The candidates worth looking at: usable, each address once and by its best kind.
-fn usable(candidates: &[Candidate], most: usize) -> Vec<Candidate> {
-    let mut usable: Vec<Candidate> = Vec::new();
-    for candidate in candidates {
-        let candidate = Candidate { addr: canonical(candidate.addr), ..*candidate };
-        let known = usable.iter().position(|known| known.addr == candidate.addr);
-        if let Some(known) = known {
-            usable[known].kind = usable[known].kind.min(candidate.kind);
-        } else if candidate.is_usable() && usable.len() < most {
-            usable.push(candidate);
-        }
-    }
-    usable
+/// The route in the one spelling of its address.
+fn plain(route: Route) -> Route {
+    Route { remote: canonical(route.remote), ..route }
 }

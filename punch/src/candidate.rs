@@ -64,6 +64,28 @@ impl Candidate {
         };
         usable && self.addr.port() != 0
     }
+
+    /// Whether a relay may be asked to send there: an address of the Internet. Anything
+    /// else would mean something else at the relay, and make it look around for us.
+    pub(crate) fn is_for_relays(&self) -> bool {
+        self.is_usable() && is_public(self.addr.ip())
+    }
+}
+
+/// Whether an address is one of the Internet: not loopback, private (RFC 1918), shared
+/// (RFC 6598), link-local or unique-local (RFC 4193).
+fn is_public(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => {
+            let [a, b, ..] = v4.octets();
+            let shared = a == 100 && b & 0xc0 == 64;
+            !v4.is_loopback() && !v4.is_private() && !v4.is_link_local() && !shared
+        }
+        IpAddr::V6(v6) => {
+            let unique_local = v6.octets()[0] & 0xfe == 0xfc;
+            !v6.is_loopback() && !v6.is_unicast_link_local() && !unique_local
+        }
+    }
 }
 
 /// One spelling for one address: no IPv4 in IPv6 disguise, and no flow label, which

@@ -71,7 +71,7 @@ use stun_rs::{
 };
 use x25519_dalek::{PublicKey, StaticSecret};
 
-use crate::candidate::canonical;
+use crate::candidate::{CandidateKind, canonical};
 
 /// What no other use of the same shared secret says.
 const SALT: &[u8] = b"zonemesh check v1";
@@ -373,6 +373,14 @@ pub struct Request {
     pub priority: u32,
     /// The sender controls and wants this pair used.
     pub nominate: bool,
+}
+
+impl Request {
+    /// What kind of candidate its sender has there, where nobody has named the address:
+    /// the priority's first byte tells the address of a relay from any other.
+    pub(crate) fn learned_kind(&self) -> CandidateKind {
+        if self.priority >> 24 == 0 { CandidateKind::Relayed } else { CandidateKind::PeerReflexive }
+    }
 }
 
 /// A Binding success response.

@@ -16,9 +16,9 @@ mod route;
 mod status;
 pub mod turn;
 
-pub use agent::{Agent, CheckError, MAX_LEARNED, MAX_REMOTE};
+pub use agent::{Agent, CheckError, MAX_LEARNED, MAX_LISTED, MAX_RELAYS, MAX_REMOTE};
 pub use candidate::{Candidate, CandidateKind};
 pub use check::{CheckKeys, OpenError, Username, WeakKey};
 pub use pair::Tier;
-pub use route::{Route, Via};
+pub use route::{LocalRelay, Route, Via};
 pub use status::{Event, PairStatus, SelectedPath, Transmit};

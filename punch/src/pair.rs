@@ -1,9 +1,10 @@
-//! One pair: an address of the peer, what is known of the way there, and when it is
-//! looked at next.
+//! One pair: an end of this node and an address of the peer, what is known of the way
+//! there, and when it is looked at next.
 //!
-//! A pair is keyed by the remote address alone. A node has one socket per family and
-//! the kernel picks the source address, so the local half is not chosen but learned:
-//! an answer tells which address of ours the peer saw ([`Pair::own`]).
+//! A pair is keyed by its [`Route`]: the end that datagrams leave from, and the remote
+//! address. The end is a socket or an allocation on a relay, not an address: the kernel
+//! picks the source address, so that half is not chosen but learned: an answer tells
+//! which address of ours the peer saw ([`Pair::own`]).
 //!
 //! A pair begins *probing*: checks go out fast at first and ever slower then, but
 //! never end, because each one also holds our own NAT open for the peer. The first
@@ -19,6 +20,7 @@ use std::{
 use crate::{
     budget::Budget,
     candidate::{Candidate, CandidateKind},
+    route::{Route, Via},
 };
 
 /// Fast probing: a hole is open within this of both sides knowing each other. Twice
@@ -104,7 +106,7 @@ pub(crate) struct Rank {
     /// Of 50 ms each: less than that is not worth an order.
     rtt_class: u128,
     /// So that no two are equal.
-    remote: SocketAddr,
+    route: Route,
 }
 
 /// What a pair is used for, and so how often it is looked at.
@@ -122,10 +124,11 @@ pub(crate) enum Use {
     Unwanted,
 }
 
-/// One address of the peer.
+/// One way to the peer.
 #[derive(Debug)]
 pub(crate) struct Pair {
-    pub(crate) remote: SocketAddr,
+    pub(crate) route: Route,
+    /// What kind of the peer's candidates its address is.
     pub(crate) kind: CandidateKind,
     /// The peer's present candidates name it.
     pub(crate) listed: bool,
@@ -157,10 +160,10 @@ pub(crate) enum State {
 }
 
 impl Pair {
-    pub(crate) fn new(candidate: Candidate, listed: bool, now: Instant) -> Self {
+    pub(crate) fn new(route: Route, kind: CandidateKind, listed: bool, now: Instant) -> Self {
         Self {
-            remote: candidate.addr,
-            kind: candidate.kind,
+            route,
+            kind,
             listed,
             state: State::Probing { since: now, sent: 0 },
             due: now,
@@ -217,9 +220,9 @@ impl Pair {
             Some(own) => locals.iter().any(|c| c.kind == CandidateKind::Host && c.addr == own),
             None => true,
         };
-        match self.kind {
-            CandidateKind::Relayed => Tier::Relayed,
-            CandidateKind::Host if unseen() => Tier::Lan,
+        match (self.route.via, self.kind) {
+            (Via::Relay(_), _) | (_, CandidateKind::Relayed) => Tier::Relayed,
+            (_, CandidateKind::Host) if unseen() => Tier::Lan,
             _ => Tier::Direct,
         }
     }
@@ -231,9 +234,9 @@ impl Pair {
             suspect: self.is_suspect(now),
             doubtful: unanswered > DOUBTS,
             tier: self.tier(locals),
-            ipv4: self.remote.is_ipv4(),
+            ipv4: self.route.remote.is_ipv4(),
             rtt_class: rtt.as_millis() / 50,
-            remote: self.remote,
+            route: self.route,
         })
     }
 
@@ -336,7 +339,7 @@ mod tests {
 
     fn pair(kind: CandidateKind, remote: &str, now: Instant) -> Pair {
         let addr = remote.parse().expect("a literal address");
-        Pair::new(Candidate { kind, addr }, true, now)
+        Pair::new(Route::direct(addr), kind, true, now)
     }
 
     #[test]

@@ -35,6 +35,15 @@ impl Route {
     }
 }
 
+/// An allocation of this node on a relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LocalRelay {
+    /// Its number, as in [`Via::Relay`].
+    pub id: u32,
+    /// The address at which the relay takes datagrams for this node.
+    pub relayed: SocketAddr,
+}
+
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.via {

@@ -5,15 +5,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{candidate::CandidateKind, pair::Tier};
+use crate::{candidate::CandidateKind, pair::Tier, route::Route};
 
-/// A datagram to be sent through the socket that WireGuard uses.
+/// A datagram to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transmit {
-    /// Where to.
-    pub to: SocketAddr,
+    /// From which end, and where to.
+    pub route: Route,
     /// The UDP payload.
     pub payload: Vec<u8>,
+    /// It is to be lost rather than fragmented: it measures what passes whole.
+    pub dont_fragment: bool,
 }
 
 /// What changed about the path.
@@ -28,8 +30,8 @@ pub enum Event {
 /// The way to the peer that is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SelectedPath {
-    /// The peer's address.
-    pub remote: SocketAddr,
+    /// This node's end, and the peer's address.
+    pub route: Route,
     /// This node's own address as the peer sees it, once an answer has told it.
     pub own: Option<SocketAddr>,
     /// What kind of the peer's candidates the address is.
@@ -38,14 +40,16 @@ pub struct SelectedPath {
     pub tier: Tier,
     /// The smoothed round trip of checks.
     pub rtt: Duration,
+    /// The largest IP packet that passes whole, in bytes, once it is known.
+    pub mtu: Option<u16>,
 }
 
 /// One pair as it stands, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PairStatus {
-    /// The peer's address.
-    pub remote: SocketAddr,
-    /// What kind of candidate it is.
+    /// This node's end, and the peer's address.
+    pub route: Route,
+    /// What kind of candidate the address is.
     pub kind: CandidateKind,
     /// How good a way it is, or would be at best.
     pub tier: Tier,

@@ -61,7 +61,10 @@ fn a_replayed_check_is_dropped() {
         let back: Vec<_> = world.seen.iter().filter(|packet| packet.to == addr(STRANGER)).collect();
         assert!(back.len() <= 1 && back.iter().all(|packet| is_request(packet)), "{back:?}");
         assert_eq!(world.agent(a).pairs().count(), pairs);
-        assert_eq!(world.selected(a).map(|path| path.remote), path.map(|path| path.remote));
+        assert_eq!(
+            world.selected(a).map(|path| path.route.remote),
+            path.map(|path| path.route.remote)
+        );
     }
 }
 
@@ -80,7 +83,7 @@ fn a_recorded_check_gains_nothing_against_a_node_that_has_just_started() {
     world.connect(a, b, 5 * SECOND).expect("a path");
     world.run(60 * SECOND);
     let path = world.selected(a).expect("a path");
-    assert_eq!(path.remote, addr("198.51.100.20:51820"));
+    assert_eq!(path.route.remote, addr("198.51.100.20:51820"));
 }
 
 #[test]
@@ -253,7 +256,7 @@ proptest! {
         prop_assert!(world.carries(a, b) && world.carries(b, a));
         for host in [a, b] {
             let path = world.selected(host).expect("a path");
-            prop_assert!(path.remote != addr(STRANGER));
+            prop_assert!(path.route.remote != addr(STRANGER));
         }
     }
 }

@@ -126,7 +126,7 @@ fn ipv6_is_taken_where_both_families_work() {
     world.run(5 * SECOND);
     for host in [a, b] {
         let path = world.selected(host).expect("a path");
-        assert!(path.remote.is_ipv6(), "{path:?}");
+        assert!(path.route.remote.is_ipv6(), "{path:?}");
         assert_eq!(path.tier, Tier::Lan, "no NAT is on the way");
     }
 }
@@ -154,7 +154,7 @@ fn what_a_nat_maps_anew_is_learned_as_peer_reflexive() {
     world.connect(a, b, 10 * SECOND).expect("a path");
     let path = world.selected(a).expect("a path");
     assert_eq!(path.kind, CandidateKind::PeerReflexive);
-    assert_eq!(Some(path.remote), world.selected(b).and_then(|path| path.own));
+    assert_eq!(Some(path.route.remote), world.selected(b).and_then(|path| path.own));
 }
 
 #[test]

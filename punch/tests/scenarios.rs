@@ -7,7 +7,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use net::{Behaviour, GatewayId, HostId, INTERNET, PORT, Packet, SECOND, Segment, Weather, World};
 use zonemesh_punch::{
-    CandidateKind, Event, Tier,
+    CandidateKind, Event, Route, Tier,
     check::{Check, Request},
 };
 
@@ -57,7 +57,10 @@ fn two_on_one_lan_use_the_lan() {
             world.run(10 * SECOND);
             for (host, peer) in [(a, "192.168.1.3:51820"), (b, "192.168.1.2:51820")] {
                 let path = world.selected(host).expect("a path");
-                assert_eq!((path.tier, path.remote.to_string()), (Tier::Lan, peer.to_owned()));
+                assert_eq!(
+                    (path.tier, path.route.remote.to_string()),
+                    (Tier::Lan, peer.to_owned())
+                );
             }
         }
     }
@@ -123,7 +126,9 @@ fn a_node_does_not_check_itself() {
     let b = world.site("203.0.113.2", "192.168.1.2", nat);
     world.introduce(a, b);
     world.connect(a, b, 10 * SECOND).expect("a path");
-    assert!(world.agent(a).pairs().all(|pair| pair.remote.to_string() != "192.168.1.2:51820"));
+    assert!(
+        world.agent(a).pairs().all(|pair| pair.route.remote.to_string() != "192.168.1.2:51820")
+    );
     assert_eq!(world.of(a).errors.len() + world.of(b).errors.len(), 0);
 }
 
@@ -159,7 +164,7 @@ fn nat_restart_is_survived() {
         let took = world.connect(a, b, 15 * SECOND).expect("a path");
         assert!(took < 4 * SECOND, "{took:?}");
         let path = world.selected(a).expect("a path");
-        assert_eq!(path.remote.ip().to_string(), "203.0.113.99");
+        assert_eq!(path.route.remote.ip().to_string(), "203.0.113.99");
     }
 }
 
@@ -174,10 +179,11 @@ fn a_nat_that_forgets_its_mapping_is_reopened_without_the_zone() {
     world.introduce(a, b);
     world.connect(a, b, 10 * SECOND).expect("a path");
     world.run(100 * SECOND);
-    let old = world.selected(a).expect("a path").remote;
+    let old = world.selected(a).expect("a path").route.remote;
     world.restart_nat(nat_b, "203.0.113.2");
-    let moved = world
-        .run_until(30 * SECOND, |world| world.selected(a).is_some_and(|path| path.remote != old));
+    let moved = world.run_until(30 * SECOND, |world| {
+        world.selected(a).is_some_and(|path| path.route.remote != old)
+    });
     assert!(moved.is_some());
     world.connect(a, b, 5 * SECOND).expect("a path");
 }
@@ -189,9 +195,9 @@ fn a_dead_path_is_left_within_five_seconds_while_data_is_sent() {
         let (to_b, to_a) = (world.selected(a).expect("a path"), world.selected(b).expect("a path"));
         let now = world.now;
         world.agent(a).note_data_sent(now);
-        world.agent(a).note_data_received(to_b.remote, now);
+        world.agent(a).note_data_received(to_b.route, now);
         world.agent(b).note_data_sent(now);
-        world.agent(b).note_data_received(to_a.remote, now);
+        world.agent(b).note_data_received(to_a.route, now);
         world.run(milliseconds(100));
     }
     world.restart_nat(nat_b, "203.0.113.99");
@@ -254,7 +260,8 @@ fn both_use_the_same_path() {
         world.connect(a, b, 10 * SECOND).expect("a path");
         let apart = |world: &World| {
             let paths = [a, b].map(|host| world.selected(host).expect("a path"));
-            paths[0].own != Some(paths[1].remote) || paths[1].own != Some(paths[0].remote)
+            paths[0].own != Some(paths[1].route.remote)
+                || paths[1].own != Some(paths[0].route.remote)
         };
         world.run_until(5 * SECOND, |world| !apart(world)).expect("they agree");
         for _ in 0..60 {
@@ -295,7 +302,7 @@ fn a_nomination_that_was_overtaken_is_not_followed() {
         world.inject(INTERNET, packet);
         world.run(milliseconds(100));
         let expected = if later_ms == 120 { ips[1] } else { ips[0] };
-        assert_eq!(world.selected(b).map(|path| path.remote.ip()), Some(expected));
+        assert_eq!(world.selected(b).map(|path| path.route.remote.ip()), Some(expected));
     }
 }
 
@@ -313,11 +320,11 @@ fn nominations_count_again_after_the_peers_clock_stepped_back() {
     world.tell(a, b);
     world.connect(a, b, 10 * SECOND).expect("a path");
     world.run(30 * SECOND);
-    let before = world.selected(b).expect("a path").remote;
+    let before = world.selected(b).expect("a path").route.remote;
     let now = world.now;
     world.agent(a).note_data_dead(now);
     world.run(SECOND);
-    assert_ne!(world.selected(b).expect("a path").remote, before);
+    assert_ne!(world.selected(b).expect("a path").route.remote, before);
 }
 
 #[test]
@@ -368,19 +375,19 @@ fn data_that_dies_moves_the_path_and_its_return_clears_the_name() {
     world.introduce(a, b);
     world.connect(a, b, 10 * SECOND).expect("a path");
     world.run(10 * SECOND);
-    let first = world.selected(a).expect("a path").remote;
+    let first = world.selected(a).expect("a path").route.remote;
     // WireGuard finds its packets dead on both sides, as a rule.
     for host in [a, b] {
         let now = world.now;
         world.agent(host).note_data_dead(now);
     }
-    let second = world.selected(a).expect("another path").remote;
+    let second = world.selected(a).expect("another path").route.remote;
     assert_ne!(first, second);
     world.run(60 * SECOND);
-    assert_eq!(world.selected(a).map(|path| path.remote), Some(second));
-    assert!(world.agent(a).pairs().any(|pair| pair.suspect && pair.remote == first));
+    assert_eq!(world.selected(a).map(|path| path.route.remote), Some(second));
+    assert!(world.agent(a).pairs().any(|pair| pair.suspect && pair.route.remote == first));
     let now = world.now;
-    world.agent(a).note_data_received(first, now);
+    world.agent(a).note_data_received(Route::direct(first), now);
     assert!(!world.agent(a).pairs().any(|pair| pair.suspect));
 }
 
@@ -418,7 +425,7 @@ fn data_from_an_unknown_address_is_followed() {
     world.start_agent(b, a);
     let reflexive = world.candidates(a).last().expect("a reflexive one").addr;
     let now = world.now;
-    world.agent(b).note_data_received(reflexive, now);
+    world.agent(b).note_data_received(Route::direct(reflexive), now);
     world.connect(a, b, SECOND).expect("a path");
 }
 
@@ -451,11 +458,13 @@ fn a_much_faster_way_of_the_same_kind_takes_over_but_not_at_a_whim() {
         }
         world.connect(a, b, 5 * SECOND).expect("a path");
         world.run(5 * SECOND);
-        assert!(world.selected(a).expect("a path").remote.is_ipv6());
+        assert!(world.selected(a).expect("a path").route.remote.is_ipv6());
         world.tell(a, b);
         world.tell(b, a);
         let moved = |world: &mut World| {
-            [a, b].iter().all(|host| world.selected(*host).is_some_and(|p| p.remote.is_ipv4()))
+            [a, b]
+                .iter()
+                .all(|host| world.selected(*host).is_some_and(|p| p.route.remote.is_ipv4()))
         };
         let took = world.run_until(300 * SECOND, moved);
         assert_eq!(took.is_some(), moves, "{took:?}");
@@ -466,14 +475,14 @@ fn a_much_faster_way_of_the_same_kind_takes_over_but_not_at_a_whim() {
 #[test]
 fn what_the_peer_no_longer_names_goes_unless_it_works() {
     let Sites { mut world, a, .. } = connected(1);
-    let works = world.selected(a).expect("a path").remote;
+    let works = world.selected(a).expect("a path").route.remote;
     assert!(world.agent(a).pairs().count() > 1);
     let now = world.now;
     world.agent(a).set_remote_candidates(&[], now);
-    let left: Vec<_> = world.agent(a).pairs().map(|pair| pair.remote).collect();
+    let left: Vec<_> = world.agent(a).pairs().map(|pair| pair.route.remote).collect();
     assert_eq!(left, [works]);
     world.run(300 * SECOND);
-    assert_eq!(world.selected(a).map(|path| path.remote), Some(works));
+    assert_eq!(world.selected(a).map(|path| path.route.remote), Some(works));
 }
 
 #[test]

@@ -24,8 +24,8 @@ use zonemesh_discovery::{
     identity::PublicKey,
 };
 use zonemesh_punch::{
-    Agent, Candidate, CandidateKind, CheckKeys, Event as AgentEvent, PairStatus, SelectedPath,
-    Transmit, Username,
+    Agent, Candidate, CandidateKind, CheckKeys, Event as AgentEvent, PairStatus, Route,
+    SelectedPath, Transmit, Username,
 };
 
 use self::roster::{Roster, Said};
@@ -262,7 +262,9 @@ impl Mesh {
         let through_tunnel = self.is_overlay(from.ip());
         let agent = self.peers.get_mut(&node).and_then(|peer| peer.agent.as_mut());
         let taken = match agent {
-            Some(agent) if !through_tunnel => agent.handle_datagram(from, datagram, now).is_ok(),
+            Some(agent) if !through_tunnel => {
+                agent.handle_datagram(Route::direct(from), datagram, now).is_ok()
+            }
             _ => false,
         };
         self.drain(&node, now);
@@ -294,7 +296,7 @@ impl Mesh {
         }
         peer.heard = Some(at);
         if let Some(agent) = &mut peer.agent {
-            agent.note_data_received(from, at);
+            agent.note_data_received(Route::direct(from), at);
         }
         self.drain(node, now);
     }
@@ -600,7 +602,7 @@ impl Mesh {
         let mut path = None;
         while let Some(event) = agent.poll_event() {
             path = Some(match event {
-                AgentEvent::PathSelected(selected) => Some(selected.remote),
+                AgentEvent::PathSelected(selected) => Some(selected.route.remote),
                 AgentEvent::PathLost => None,
             });
         }

@@ -118,8 +118,13 @@ impl World {
             for node in &mut self.nodes {
                 node.mesh.handle_timeout(now, self.wall);
                 while let Some(transmit) = node.mesh.poll_transmit() {
-                    if !cut(node.addr, transmit.to) {
-                        self.wire.push((now + DELAY, node.addr, transmit.to, transmit.payload));
+                    if !cut(node.addr, transmit.route.remote) {
+                        self.wire.push((
+                            now + DELAY,
+                            node.addr,
+                            transmit.route.remote,
+                            transmit.payload,
+                        ));
                     }
                 }
                 while let Some(event) = node.mesh.poll_event() {

@@ -430,7 +430,7 @@ impl Node {
             }
         }
         while let Some(transmit) = self.mesh.poll_transmit() {
-            self.data.send(transmit.to, &transmit.payload);
+            self.data.send(transmit.route.remote, &transmit.payload);
         }
         if peers_changed || self.due.apply.is_some_and(|due| due <= now) {
             self.apply(now).await;
@@ -472,7 +472,7 @@ impl Node {
             if peer.mode == EndpointMode::Managed {
                 self.data.set_path(
                     &peer.public_key,
-                    self.mesh.path(&peer.public_key).map(|path| path.remote),
+                    self.mesh.path(&peer.public_key).map(|path| path.route.remote),
                 );
             }
         }

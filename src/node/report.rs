@@ -132,7 +132,7 @@ impl Node {
         let selected = self.mesh.path(&report.public_key);
         let lives = report.last_handshake.is_some_and(|age| age < SESSION_LIFE);
         let remote = match selected {
-            Some(path) => Some(path.remote),
+            Some(path) => Some(path.route.remote),
             None => report.path.filter(|_| !is_member && lives),
         };
         let Some(remote) = remote else { return PathStatus::NONE };

@@ -1,13 +1,13 @@
 //! Which pair is used: the best one, with reluctance to change, and what the others
 //! are kept for.
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use super::Agent;
-use crate::pair::{self, Pair, State, Use};
+use crate::{
+    pair::{self, Pair, State, Use},
+    route::Route,
+};
 
 /// A learned pair that never answers is forgotten.
 const LEARNED_FOR: Duration = Duration::from_secs(30);
@@ -36,7 +36,7 @@ impl Agent {
             let held = pair.last_data.is_some_and(|at| now < at + DATA_HOLDS_FOR);
             if pair.is_valid() && pair.unanswered() >= pair::LOSSES && pair.due <= now && !held {
                 pair.restart(now);
-                lost |= Some(pair.remote) == self.selected;
+                lost |= Some(pair.route) == self.selected;
             }
         }
         self.pairs.retain(|pair| match pair.state {
@@ -52,17 +52,16 @@ impl Agent {
     /// Selects the best pair, with reluctance.
     pub(super) fn select(&mut self, now: Instant) {
         let locals = &self.locals;
-        let ranked = |pair: &Pair| pair.rank(locals, now).map(|rank| (rank, pair.remote));
-        let Some((best, best_remote)) = self.pairs.iter().filter_map(ranked).min() else {
+        let ranked = |pair: &Pair| pair.rank(locals, now).map(|rank| (rank, pair.route));
+        let Some((best, best_route)) = self.pairs.iter().filter_map(ranked).min() else {
             self.selected = None;
             return;
         };
-        let rank_of =
-            |remote| self.pairs.iter().find(|pair| pair.remote == remote)?.rank(locals, now);
+        let rank_of = |route| self.pairs.iter().find(|pair| pair.route == route)?.rank(locals, now);
         let current = self.selected.and_then(rank_of);
         let nominated = match self.nominated {
-            Some((remote, _)) if !self.keys.controlling() => {
-                rank_of(remote).filter(|rank| !rank.suspect).map(|_| remote)
+            Some((route, _)) if !self.keys.controlling() => {
+                rank_of(route).filter(|rank| !rank.suspect).map(|_| route)
             }
             _ => None,
         };
@@ -71,16 +70,16 @@ impl Agent {
             (None, Some(current)) => {
                 let better = (best.suspect, best.tier) < (current.suspect, current.tier);
                 let proven = self.gaining.filter(|(_, answers)| *answers >= GAIN_ANSWERS);
-                let faster = proven.map(|(remote, _)| remote).filter(|remote| {
-                    rank_of(*remote).is_some_and(|rank| !rank.suspect && !rank.doubtful)
+                let faster = proven.map(|(route, _)| route).filter(|route| {
+                    rank_of(*route).is_some_and(|rank| !rank.suspect && !rank.doubtful)
                 });
                 match (better, faster) {
-                    (true, _) => best_remote,
-                    (false, Some(remote)) => remote,
+                    (true, _) => best_route,
+                    (false, Some(route)) => route,
                     (false, None) => return,
                 }
             }
-            (None, None) => best_remote,
+            (None, None) => best_route,
         };
         if self.selected != Some(choice) {
             self.selected = Some(choice);
@@ -96,14 +95,14 @@ impl Agent {
         }
     }
 
-    /// Counts how often in a row `remote` was notably faster than the selected pair.
-    pub(super) fn note_gain(&mut self, remote: SocketAddr, now: Instant) {
-        if !self.keys.controlling() || self.selected == Some(remote) {
+    /// Counts how often in a row `route` was notably faster than the selected pair.
+    pub(super) fn note_gain(&mut self, route: Route, now: Instant) {
+        if !self.keys.controlling() || self.selected == Some(route) {
             return;
         }
         let locals = &self.locals;
-        let find = |remote| self.pairs.iter().find(|pair| Some(pair.remote) == remote);
-        let (Some(selected), Some(pair)) = (find(self.selected), find(Some(remote))) else {
+        let find = |route| self.pairs.iter().find(|pair| Some(pair.route) == route);
+        let (Some(selected), Some(pair)) = (find(self.selected), find(Some(route))) else {
             return;
         };
         let (Some(old), Some(new)) = (selected.rtt(), pair.rtt()) else { return };
@@ -112,26 +111,26 @@ impl Agent {
             && new < old.mul_f64(GAIN_RATIO)
             && new + GAIN < old;
         let before = self.gaining.filter(|(before, _)| {
-            self.pairs.iter().any(|pair| pair.remote == *before && pair.is_valid())
+            self.pairs.iter().any(|pair| pair.route == *before && pair.is_valid())
         });
         self.gaining = match before {
-            Some((before, answers)) if before == remote => gains.then_some((remote, answers + 1)),
+            Some((before, answers)) if before == route => gains.then_some((route, answers + 1)),
             Some(other) => Some(other),
-            None => gains.then_some((remote, 1)),
+            None => gains.then_some((route, 1)),
         };
     }
 
-    pub(super) fn usage(&self, remote: SocketAddr, now: Instant) -> Use {
-        let Some(pair) = self.pairs.iter().find(|pair| pair.remote == remote) else {
+    pub(super) fn usage(&self, route: Route, now: Instant) -> Use {
+        let Some(pair) = self.pairs.iter().find(|pair| pair.route == route) else {
             return Use::Unwanted;
         };
-        if self.selected == Some(remote) {
+        if self.selected == Some(route) {
             let active = self.last_data.is_some_and(|at| now < at + ACTIVE_FOR);
             return if active { Use::Active } else { Use::Idle };
         }
         if let Some(rank) = pair.rank(&self.locals, now) {
             let ahead = self.pairs.iter().filter(|other| {
-                self.selected != Some(other.remote)
+                self.selected != Some(other.route)
                     && other.rank(&self.locals, now).is_some_and(|other| other < rank)
             });
             return if ahead.count() < SPARES { Use::Spare } else { Use::Wanted };

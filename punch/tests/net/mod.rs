@@ -15,7 +15,9 @@ use std::{
 };
 
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
-use zonemesh_punch::{Agent, Candidate, CandidateKind, CheckError, CheckKeys, Event, SelectedPath};
+use zonemesh_punch::{
+    Agent, Candidate, CandidateKind, CheckError, CheckKeys, Event, Route, SelectedPath,
+};
 
 /// The UDP port of every host.
 pub(crate) const PORT: u16 = 51820;
@@ -406,10 +408,10 @@ impl World {
     /// gateways as they stand, so it counts as data that flows.
     pub(crate) fn carries(&mut self, from: HostId, to: HostId) -> bool {
         let Some(path) = self.selected(from) else { return false };
-        let family = |ip: &&IpAddr| ip.is_ipv4() == path.remote.is_ipv4();
+        let family = |ip: &&IpAddr| ip.is_ipv4() == path.route.remote.is_ipv4();
         let Some(ip) = self.hosts[from.0].ips.iter().find(family) else { return false };
         let packet =
-            Packet { from: SocketAddr::new(*ip, PORT), to: path.remote, payload: Vec::new() };
+            Packet { from: SocketAddr::new(*ip, PORT), to: path.route.remote, payload: Vec::new() };
         let mut at = Some((self.hosts[from.0].segment, packet));
         while let Some((segment, packet)) = at {
             match self.hop(segment, packet) {
@@ -448,11 +450,11 @@ impl World {
                 let host = &mut self.hosts[index];
                 host.packets_out += 1;
                 host.bytes_out += u64::try_from(transmit.payload.len()).expect("short");
-                let family = |ip: &&IpAddr| ip.is_ipv4() == transmit.to.is_ipv4();
+                let family = |ip: &&IpAddr| ip.is_ipv4() == transmit.route.remote.is_ipv4();
                 // No address of the family: the kernel says "unreachable".
                 let Some(ip) = host.ips.iter().find(family) else { continue };
                 let from = SocketAddr::new(*ip, PORT);
-                let packet = Packet { from, to: transmit.to, payload: transmit.payload };
+                let packet = Packet { from, to: transmit.route.remote, payload: transmit.payload };
                 self.put(segment, packet, LAN_DELAY);
             }
         }
@@ -486,7 +488,8 @@ impl World {
     fn deliver(&mut self, host: HostId, packet: Packet) {
         let host = &mut self.hosts[host.0];
         if let Some(agent) = &mut host.agent
-            && let Err(error) = agent.handle_datagram(packet.from, &packet.payload, self.now)
+            && let Err(error) =
+                agent.handle_datagram(Route::direct(packet.from), &packet.payload, self.now)
         {
             *host.errors.entry(error).or_default() += 1;
         }

@@ -10,8 +10,9 @@
 //! In its world a lab has a [`net::Lab`]: the core, a router with an address range
 //! that stands for the Internet, to which public hosts and [`net::Site`]s are
 //! attached; each site is a router with a NAT of a given [`nat::Kind`] and hosts on
-//! a LAN behind it. The core counts the UDP packets that it forwards, pair by pair,
-//! so that a direct path can be told from a relayed one without asking a daemon.
+//! a LAN behind it. The core counts the packets that it forwards, pair by pair, so that
+//! a direct path can be told from a relayed one without asking a daemon: [`traffic`].
+//! It also is where things go wrong when a scenario wants them to: [`weather`].
 
 pub mod demo;
 pub mod member;
@@ -23,5 +24,7 @@ pub mod programs;
 pub mod relay_server;
 pub mod setup;
 pub mod stun_server;
+pub mod traffic;
+pub mod weather;
 pub mod world;
 pub mod zone_server;

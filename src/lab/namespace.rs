@@ -168,7 +168,8 @@ impl Namespace {
         })
     }
 
-    fn set(&self, settings: &[(&str, &str)]) -> Result<()> {
+    /// Sets what is below `/proc/sys/net`, where the kernel has it.
+    pub(super) fn set(&self, settings: &[(&str, &str)]) -> Result<()> {
         self.enter(|| {
             for (key, value) in settings {
                 let path = PathBuf::from("/proc/sys/net").join(key);

@@ -16,8 +16,13 @@ pub(super) const WAN: &str = "wan";
 /// The link of a router that faces its hosts: a bridge.
 pub(super) const LAN: &str = "lan";
 
-/// The ports that [`Kind::SymmetricSequential`] hands out, one after the other.
+/// The ports that symmetric kinds hand out in sequence, one after the other.
 const SEQUENCE: std::ops::Range<u16> = 20_000..24_000;
+
+/// How long [`Kind::ShortLived`] keeps a mapping that is not used, in seconds. RFC 4787
+/// asks for two minutes at least (REQ-5); some home routers and firewalls do no better
+/// than this.
+pub const SHORT_LIFETIME: u32 = 15;
 
 /// How a site's router treats UDP, in the words of RFC 4787 and RFC 3489.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,11 +42,40 @@ pub enum Kind {
     SymmetricRandom,
     /// Address and port-dependent mapping to ports in sequence, and filtering.
     SymmetricSequential,
+    /// The same, but every other port: what keeps a port's parity counts in twos
+    /// (RFC 4787 §4.2.2).
+    SymmetricByTwos,
+    /// As port-restricted, but a mapping that is not used is forgotten after
+    /// [`SHORT_LIFETIME`].
+    ShortLived,
+    /// As port-restricted for what gets out: all but UDP, of which only DNS does.
+    UdpBlocked,
+    /// Nothing gets out but TCP to port 443.
+    Tcp443Only,
+    /// No translation: public IPv4 addresses behind a stateful firewall that lets nothing
+    /// unsolicited in.
+    Ipv4Firewall,
     /// No translation: IPv6 with a stateful firewall that lets nothing unsolicited in.
     Ipv6Firewall,
 }
 
 impl Kind {
+    /// Whether hosts behind it appear to the outside as its own address.
+    pub fn translates(self) -> bool {
+        !matches!(self, Kind::Ipv4Firewall | Kind::Ipv6Firewall)
+    }
+
+    /// What the router's namespace is set to for this kind.
+    pub(super) fn settings(self) -> Vec<(&'static str, String)> {
+        if self != Kind::ShortLived {
+            return Vec::new();
+        }
+        // The second one is for mappings that have seen packets both ways.
+        ["netfilter/nf_conntrack_udp_timeout", "netfilter/nf_conntrack_udp_timeout_stream"]
+            .map(|key| (key, SHORT_LIFETIME.to_string()))
+            .to_vec()
+    }
+
     /// The ruleset of a router of this kind for the hosts in `lan`, seen from the
     /// outside as `public`. Loading it forgets the mappings of the one before.
     pub(super) fn ruleset(self, lan: IpNet, public: Option<Ipv4Addr>) -> String {
@@ -70,11 +104,15 @@ impl Kind {
                 |public| format!("ip daddr {public} drop\niifname {LAN} accept"),
             ),
         );
-        let forward = format!(
-            "ct state established,related accept\n\
-             ct status dnat accept\n\
-             iifname {LAN} oifname {WAN} accept"
-        );
+        let allowed = match self {
+            Kind::UdpBlocked => "meta l4proto != udp accept\nudp dport 53 accept",
+            Kind::Tcp443Only => "tcp dport 443 accept",
+            _ => "accept",
+        };
+        let mut forward = "ct state established,related accept\nct status dnat accept".to_owned();
+        for allowed in allowed.lines() {
+            let _ = write!(forward, "\niifname {LAN} oifname {WAN} {allowed}");
+        }
         chain_table(
             rules,
             "inet filter",
@@ -107,18 +145,22 @@ impl Kind {
                      {out} snat to {public}"
                 ),
             ),
-            Kind::PortRestricted | Kind::OpenInput => {
-                (String::new(), format!("{out} snat to {public}"))
-            }
+            Kind::PortRestricted
+            | Kind::OpenInput
+            | Kind::ShortLived
+            | Kind::UdpBlocked
+            | Kind::Tcp443Only => (String::new(), format!("{out} snat to {public}")),
             Kind::SymmetricRandom => {
                 (String::new(), format!("{out} snat to {public} fully-random"))
             }
-            Kind::SymmetricSequential => {
+            Kind::SymmetricSequential | Kind::SymmetricByTwos => {
+                let step = if self == Kind::SymmetricByTwos { 2 } else { 1 };
+                let sequence = SEQUENCE.step_by(step);
+                let count = sequence.len();
                 let mut ports = String::new();
-                for (index, port) in SEQUENCE.enumerate() {
+                for (index, port) in sequence.enumerate() {
                     let _ = write!(ports, "{index} : {port}, ");
                 }
-                let count = SEQUENCE.len();
                 (
                     String::new(),
                     format!(
@@ -128,7 +170,7 @@ impl Kind {
                     ),
                 )
             }
-            Kind::Ipv6Firewall => return,
+            Kind::Ipv4Firewall | Kind::Ipv6Firewall => return,
         };
         rules.push_str(
             "table ip nat {\n\

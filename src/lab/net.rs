@@ -1,21 +1,22 @@
 //! The lab's network: the core, public hosts, and sites behind their routers.
 
 use std::{
-    collections::HashMap,
     fmt::Write as _,
-    iter::Sum,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    ops::Add,
 };
 
 use anyhow::{Context, Result, bail};
-use ipnet::IpNet;
-use serde_json::Value;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::{
     namespace::Namespace,
     nat::{Kind, LAN, WAN},
+    traffic::{COUNTERS, Traffic},
+    weather::Fault,
 };
+
+/// The addresses of the core and of what is attached to it.
+const CORE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 0, 0), 16);
 
 /// A host's only link.
 const ETH: &str = "eth0";
@@ -24,18 +25,6 @@ const ETH: &str = "eth0";
 /// network, the customers' routers.
 const FIRST_HOST: u8 = 10;
 
-/// Counts the UDP packets that a router forwards, pair by pair of addresses.
-const COUNTERS: &str = "
-    table inet count {
-      set ipv4 { typeof ip saddr . ip daddr; size 65535; flags dynamic; counter; }
-      set ipv6 { typeof ip6 saddr . ip6 daddr; size 65535; flags dynamic; counter; }
-      chain forward {
-        type filter hook forward priority filter;
-        meta l4proto udp update @ipv4 { ip saddr . ip daddr }
-        meta l4proto udp update @ipv6 { ip6 saddr . ip6 daddr }
-      }
-    }";
-
 /// The core of a lab and what is attached to it.
 ///
 /// Its `n`th attachment has 198.18.`n`.0/24 and 2001:2:0:`n`::/64, of the ranges that
@@ -43,8 +32,13 @@ const COUNTERS: &str = "
 /// for public addresses, which they do not with those kept for documentation.
 #[derive(Debug)]
 pub struct Lab {
-    core: Namespace,
-    attached: u8,
+    pub(super) core: Namespace,
+    /// The far ends of its links, in the order of their numbers.
+    pub(super) attached: Vec<(Namespace, &'static str)>,
+    /// What goes wrong at the core, in the order in which it began.
+    pub(super) faults: Vec<Fault>,
+    /// How many faults there have been.
+    pub(super) fault_count: u32,
 }
 
 /// A machine of the lab with its addresses, the first one first to be used.
@@ -94,34 +88,6 @@ struct Uplink {
     public: IpAddr,
 }
 
-/// UDP packets that a router forwarded, by source and destination.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Traffic(HashMap<(IpAddr, IpAddr), Count>);
-
-/// Some UDP packets. A train of packets that a sender hands to the kernel at once counts
-/// as one, so only the bytes tell what has passed for sure.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Count {
-    /// Packets, or trains of them.
-    pub packets: u64,
-    /// Bytes from the IP header on.
-    pub bytes: u64,
-}
-
-impl Add for Count {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self { packets: self.packets + other.packets, bytes: self.bytes + other.bytes }
-    }
-}
-
-impl Sum for Count {
-    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
-        counts.fold(Self::default(), Self::add)
-    }
-}
-
 impl Lab {
     /// Makes a lab with nothing but its core.
     ///
@@ -131,7 +97,7 @@ impl Lab {
         let core = Namespace::add("core")?;
         core.forward()?;
         core.nft(COUNTERS)?;
-        Ok(Self { core, attached: 0 })
+        Ok(Self { core, attached: Vec::new(), faults: Vec::new(), fault_count: 0 })
     }
 
     /// A host with `addresses` public addresses of each family, open to all.
@@ -157,7 +123,8 @@ impl Lab {
     }
 
     /// A site whose router, of this kind, is attached to the core. `lan` is the prefix
-    /// of its hosts: an IPv4 one, or an IPv6 one for [`Kind::Ipv6Firewall`].
+    /// of its hosts: an IPv4 one, or an IPv6 one for [`Kind::Ipv6Firewall`]. That of a
+    /// firewall is public, so no other site may have it.
     ///
     /// # Errors
     /// When the name is taken, `lan` does not fit the kind, or the kernel refuses.
@@ -171,12 +138,14 @@ impl Lab {
                 gateway: net(core_v4(number, 1).into(), 24)?,
                 public: core_v4(number, 2).into(),
             },
-            IpNet::V6(_) => {
-                let public = core_v6(number, 2).into();
-                self.core.ip(&format!("route add {lan} via {public}"))?;
-                Uplink { gateway: net(core_v6(number, 1).into(), 64)?, public }
-            }
+            IpNet::V6(_) => Uplink {
+                gateway: net(core_v6(number, 1).into(), 64)?,
+                public: core_v6(number, 2).into(),
+            },
         };
+        if !kind.translates() {
+            self.core.ip(&format!("route add {lan} via {}", uplink.public))?;
+        }
         let site = Site::furnish(router, kind, lan, uplink)?;
         self.core.wait_for_links(&[&core_link(number)])?;
         Ok(site)
@@ -191,9 +160,8 @@ impl Lab {
     }
 
     /// Links `device` of `namespace` to the core, and gives the link its number.
-    fn attach(&mut self, namespace: &Namespace, device: &str) -> Result<u8> {
-        self.attached = self.attached.checked_add(1).context("the core is full")?;
-        let number = self.attached;
+    fn attach(&mut self, namespace: &Namespace, device: &'static str) -> Result<u8> {
+        let number = u8::try_from(self.attached.len() + 1).context("the core is full")?;
         let (v4, v6) = (core_v4(number, 1), core_v6(number, 1));
         self.core.ip(&format!(
             "link add {link} type veth peer name {device} netns {name}
@@ -203,6 +171,7 @@ impl Lab {
             link = core_link(number),
             name = namespace.name(),
         ))?;
+        self.attached.push((namespace.clone(), device));
         Ok(number)
     }
 }
@@ -215,29 +184,54 @@ impl Site {
     pub fn host(&mut self, name: &str) -> Result<Host> {
         let namespace = Namespace::add(name)?;
         let port = self.plug(&namespace, ETH)?;
-        let ip = nth(self.lan, u16::from(FIRST_HOST + port));
-        namespace.ip(&format!(
-            "link set {ETH} up
-             addr add {ip}/{length} dev {ETH} {no_dad}
-             route add default via {router}",
-            length = self.lan.prefix_len(),
-            no_dad = no_dad(ip),
-            router = nth(self.lan, 1),
-        ))?;
+        let ip = self.host_address(port);
+        self.configure(&namespace, ip)?;
         self.router.wait_for_links(&[LAN, &lan_port(port)])?;
         Ok(Host { namespace, addresses: vec![ip] })
+    }
+
+    /// Takes over a host from another site, as when a machine roams: its link is unplugged
+    /// there and plugged in here, and it gets an address and a router of this LAN.
+    ///
+    /// # Errors
+    /// When `from` has no such host, the sites are not of one family, or the kernel
+    /// refuses.
+    pub fn take_host(&mut self, from: &Site, host: &mut Host) -> Result<()> {
+        let old = host.addresses.first().context("a host has an address")?;
+        let number = (0..from.hosts).find(|port| from.host_address(*port) == *old);
+        let number = number.with_context(|| format!("{} has no {old}", from.router.name()))?;
+        let port = self.hosts;
+        let ip = self.host_address(port);
+        if ip.is_ipv4() != old.is_ipv4() {
+            bail!("{ip} is of another family than {old}");
+        }
+        self.hosts += 1;
+        from.router.ip(&format!(
+            "link set {link} nomaster down
+             link set {link} netns {router} name {new}",
+            link = lan_port(number),
+            router = self.router.name(),
+            new = lan_port(port),
+        ))?;
+        // The old address first: a machine knows that it has moved before it has a new one.
+        host.namespace.ip(&format!("addr flush dev {ETH} scope global"))?;
+        self.router.ip(&format!("link set {} master {LAN} up", lan_port(port)))?;
+        self.router.wait_for_links(&[LAN, &lan_port(port)])?;
+        self.configure(&host.namespace, ip)?;
+        host.addresses = vec![ip];
+        Ok(())
     }
 
     /// A site whose router is a customer of this one: its outer address is one of this
     /// site's LAN, as behind a carrier-grade NAT.
     ///
     /// # Errors
-    /// When the name is taken, this or the new site is an IPv6 one, or the kernel
+    /// When the name is taken, this or the new site is no NAT, or the kernel
     /// refuses.
     pub fn customer(&mut self, name: &str, kind: Kind, lan: &str) -> Result<Site> {
         let lan = parse_lan(kind, lan)?;
-        if self.lan.addr().is_ipv6() || lan.addr().is_ipv6() {
-            bail!("only IPv4 sites are nested");
+        if !self.kind.translates() || !kind.translates() {
+            bail!("only NATs are nested");
         }
         let router = Namespace::add(name)?;
         router.forward()?;
@@ -275,8 +269,9 @@ impl Site {
     /// # Errors
     /// When the router is not a NAT at the core, or the kernel refuses.
     pub fn restart_nat(&mut self) -> Result<Ipv4Addr> {
-        let (IpAddr::V4(old), 24) = (self.uplink.public, self.uplink.gateway.prefix_len()) else {
-            bail!("{} is not a NAT at the core", self.router.name());
+        let old = match self.uplink.public {
+            IpAddr::V4(public) if self.kind.translates() && CORE.contains(&public) => public,
+            _ => bail!("{} is not a NAT at the core", self.router.name()),
         };
         let new = Ipv4Addr::from(u32::from(old) + 1);
         let length = self.uplink.gateway.prefix_len();
@@ -296,8 +291,8 @@ impl Site {
 
     fn furnish(router: Namespace, kind: Kind, lan: IpNet, uplink: Uplink) -> Result<Site> {
         let public = match uplink.public {
-            IpAddr::V4(public) => Some(public),
-            IpAddr::V6(_) => None,
+            IpAddr::V4(public) if kind.translates() => Some(public),
+            _ => None,
         };
         // A bridge without a fixed address takes on that of its newest port, and hosts
         // lose their router for as long as they remember the old one.
@@ -317,8 +312,29 @@ impl Site {
             gateway = uplink.gateway.addr(),
         ))?;
         router.nft(&kind.ruleset(lan, public))?;
+        // The kernel has them once connections are tracked, which the ruleset sees to.
+        let settings = kind.settings();
+        router
+            .set(&settings.iter().map(|(key, value)| (*key, value.as_str())).collect::<Vec<_>>())?;
         router.nft(COUNTERS)?;
         Ok(Site { router, kind, lan, uplink, hosts: 0, customers: 0 })
+    }
+
+    /// The address of the host at this port.
+    fn host_address(&self, port: u8) -> IpAddr {
+        nth(self.lan, u16::from(FIRST_HOST + port))
+    }
+
+    /// Gives a host that is plugged in an address and a way out.
+    fn configure(&self, host: &Namespace, ip: IpAddr) -> Result<()> {
+        host.ip(&format!(
+            "link set {ETH} up
+             addr add {ip}/{length} dev {ETH} {no_dad}
+             route add default via {router}",
+            length = self.lan.prefix_len(),
+            no_dad = no_dad(ip),
+            router = nth(self.lan, 1),
+        ))
     }
 
     /// Links `device` of `namespace` to the LAN, and gives the port its number.
@@ -332,65 +348,6 @@ impl Site {
             name = namespace.name(),
         ))?;
         Ok(port)
-    }
-}
-
-impl Traffic {
-    /// What `router` has counted.
-    fn read(router: &Namespace) -> Result<Self> {
-        let mut traffic = Traffic::default();
-        for set in ["ipv4", "ipv6"] {
-            let json = router.run("nft", &["-j", "list", "set", "inet", "count", set])?;
-            let json: Value = serde_json::from_str(&json).context("nft prints JSON")?;
-            let sets = json["nftables"].as_array().into_iter().flatten();
-            for entry in sets.flat_map(|item| item["set"]["elem"].as_array()).flatten() {
-                let entry = &entry["elem"];
-                let ip = |index: usize| -> Result<IpAddr> {
-                    let text = entry["val"]["concat"][index].as_str().unwrap_or_default();
-                    text.parse().with_context(|| format!("not a pair of addresses: {entry}"))
-                };
-                let counted = |what: &str| entry["counter"][what].as_u64().unwrap_or_default();
-                let count = Count { packets: counted("packets"), bytes: counted("bytes") };
-                traffic.0.insert((ip(0)?, ip(1)?), count);
-            }
-        }
-        Ok(traffic)
-    }
-
-    /// What passed between two addresses, both ways.
-    pub fn between(&self, a: IpAddr, b: IpAddr) -> Count {
-        self.sent(a, b) + self.sent(b, a)
-    }
-
-    /// What passed from one address to another.
-    pub fn sent(&self, from: IpAddr, to: IpAddr) -> Count {
-        self.0.get(&(from, to)).copied().unwrap_or_default()
-    }
-
-    /// All that passed.
-    pub fn total(&self) -> Count {
-        self.0.values().copied().sum()
-    }
-
-    /// All but what came from or went to these addresses.
-    pub fn without(&self, services: &[IpAddr]) -> Count {
-        let others = self
-            .0
-            .iter()
-            .filter(|((from, to), _)| !services.contains(from) && !services.contains(to));
-        others.map(|(_, count)| *count).sum()
-    }
-
-    /// What came on top of `earlier`.
-    #[must_use]
-    pub fn since(&self, earlier: &Traffic) -> Traffic {
-        let added = |(&pair, count): (&(IpAddr, IpAddr), &Count)| {
-            let before = earlier.0.get(&pair).copied().unwrap_or_default();
-            let (packets, bytes) = (count.packets - before.packets, count.bytes - before.bytes);
-            (pair, Count { packets, bytes })
-        };
-        let added = self.0.iter().map(added);
-        Traffic(added.filter(|(_, count)| count.packets > 0).collect())
     }
 }
 

@@ -12,3 +12,4 @@ mod services;
 mod stage;
 mod stream;
 mod timing;
+mod weather;

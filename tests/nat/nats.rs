@@ -2,13 +2,14 @@
 
 use std::{
     io::ErrorKind,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    thread,
     time::Duration,
 };
 
 use zonemesh::lab::{
     namespace::Namespace,
-    nat::Kind,
+    nat::{Kind, SHORT_LIFETIME},
     net::{Host, Lab, Site},
     world::isolated,
 };
@@ -148,6 +149,106 @@ fn symmetric_sequential_counts_its_ports_up() {
 }
 
 #[test]
+fn symmetric_by_twos_counts_every_other_port() {
+    isolated("nats::symmetric_by_twos_counts_every_other_port", || {
+        let scene = Scene::new(Kind::SymmetricByTwos);
+        let (first, second) = (scene.mapping_to(0), scene.mapping_to(1));
+        assert_eq!(second.port(), first.port() + 2);
+    });
+}
+
+/// The one thing here that takes its time: the kernel's clock cannot be set.
+#[test]
+fn short_lived_forgets_what_is_not_used() {
+    isolated("nats::short_lived_forgets_what_is_not_used", || {
+        let lifetime = Duration::from_secs(SHORT_LIFETIME.into());
+        let second = Duration::from_secs(1);
+        let scene = Scene::new(Kind::ShortLived);
+        let mapped = scene.mapping_to(0);
+        for idle in [lifetime - 2 * second, lifetime + second] {
+            thread::sleep(idle);
+            send(&scene.sockets[0], mapped);
+            // The first answer, which comes in time, keeps the mapping once more.
+            let from = (idle < lifetime).then(|| address(&scene.sockets[0]));
+            assert_eq!(received(&scene.socket), from, "after {idle:?}");
+        }
+    });
+}
+
+#[test]
+fn udp_blocked_lets_out_dns_and_tcp() {
+    isolated("nats::udp_blocked_lets_out_dns_and_tcp", || {
+        let scene = Scene::new(Kind::UdpBlocked);
+        send(&scene.socket, address(&scene.sockets[0]));
+        assert_eq!(received(&scene.sockets[0]), None, "UDP is blocked");
+        let left = address(&scene.sockets[0]).ip();
+        let dns = bind(&Namespace::named("left"), left, 53);
+        send(&scene.socket, address(&dns));
+        let from = received(&dns).expect("DNS gets out");
+        send(&dns, from);
+        assert_eq!(received(&scene.socket), Some(address(&dns)));
+        assert!(connects(&scene.inner, left, 7000));
+    });
+}
+
+#[test]
+fn tcp_443_only_lets_out_nothing_else() {
+    isolated("nats::tcp_443_only_lets_out_nothing_else", || {
+        let scene = Scene::new(Kind::Tcp443Only);
+        let left = address(&scene.sockets[0]).ip();
+        for port in [53, 443] {
+            let server = bind(&Namespace::named("left"), left, port);
+            send(&scene.socket, address(&server));
+            assert_eq!(received(&server), None, "UDP to port {port} is blocked");
+        }
+        assert!(connects(&scene.inner, left, 443));
+        assert!(!connects(&scene.inner, left, 7000));
+        let ping = ["-c", "1", "-W", "0.3", &left.to_string()];
+        assert!(scene.inner.namespace.run("ping", &ping).is_err());
+    });
+}
+
+#[test]
+fn ipv4_firewall_lets_in_only_answers() {
+    isolated("nats::ipv4_firewall_lets_in_only_answers", || {
+        let mut lab = Lab::new().expect("a core");
+        let mut site = lab.site("site", Kind::Ipv4Firewall, "198.19.1.0/24").expect("a site");
+        let inner = site.host("inner").expect("a host");
+        let public = lab.public_host("public", 1).expect("a public host");
+        let server = bind(&public.namespace, public.ipv4(), 7000);
+        let socket = bind(&inner.namespace, inner.ipv4(), INNER);
+        assert_lets_in_only_answers(&socket, &server);
+    });
+}
+
+#[test]
+fn host_moves_to_another_lan() {
+    isolated("nats::host_moves_to_another_lan", || {
+        let mut scene = Scene::new(Kind::PortRestricted);
+        assert_eq!(scene.mapping_to(0).ip(), scene.site.public());
+        let mut other =
+            scene.lab.site("other", Kind::PortRestricted, "192.168.2.0/24").expect("a site");
+        // The address that it would have had is taken.
+        other.host("neighbour").expect("a host");
+        other.take_host(&scene.site, &mut scene.inner).expect("it moves");
+        assert_eq!(scene.inner.addresses, ["192.168.2.11".parse::<IpAddr>().expect("one")]);
+        let socket = bind(&scene.inner.namespace, scene.inner.ipv4(), INNER);
+        send(&socket, address(&scene.sockets[0]));
+        let from = received(&scene.sockets[0]).expect("packets get out");
+        assert_eq!(from.ip(), other.public());
+        send(&scene.sockets[0], from);
+        assert_eq!(received(&socket), Some(address(&scene.sockets[0])));
+        // And back, where its place is still free for others.
+        scene.site.host("newcomer").expect("a host");
+        scene.site.take_host(&other, &mut scene.inner).expect("it moves back");
+        let socket = bind(&scene.inner.namespace, scene.inner.ipv4(), INNER + 1);
+        send(&socket, address(&scene.sockets[0]));
+        let from = received(&scene.sockets[0]).expect("packets get out");
+        assert_eq!(from.ip(), scene.site.public());
+    });
+}
+
+#[test]
 fn restarted_nat_has_another_address_and_no_mapping() {
     isolated("nats::restarted_nat_has_another_address_and_no_mapping", || {
         let mut scene = Scene::new(Kind::PortRestricted);
@@ -192,12 +293,7 @@ fn ipv6_firewall_lets_in_only_answers() {
         let public = lab.public_host("public", 1).expect("a public host");
         let server = bind(&public.namespace, public.ipv6(), 7000);
         let socket = bind(&inner.namespace, inner.ipv6(), INNER);
-        send(&server, address(&socket));
-        assert_eq!(received(&socket), None, "unsolicited");
-        send(&socket, address(&server));
-        assert_eq!(received(&server), Some(address(&socket)), "not translated");
-        send(&server, address(&socket));
-        assert_eq!(received(&socket), Some(address(&server)));
+        assert_lets_in_only_answers(&socket, &server);
     });
 }
 
@@ -222,7 +318,26 @@ fn hosts_of_one_lan_talk_past_the_core_which_counts_the_others() {
     });
 }
 
-fn bind(namespace: &Namespace, ip: IpAddr, port: u16) -> UdpSocket {
+/// What stands between the two translates nothing, and lets in only answers.
+fn assert_lets_in_only_answers(inner: &UdpSocket, outer: &UdpSocket) {
+    send(outer, address(inner));
+    assert_eq!(received(inner), None, "unsolicited");
+    send(inner, address(outer));
+    assert_eq!(received(outer), Some(address(inner)), "not translated");
+    send(outer, address(inner));
+    assert_eq!(received(inner), Some(address(outer)));
+}
+
+/// Whether a TCP connection from this host to a port of the left public host comes about.
+fn connects(from: &Host, left: IpAddr, port: u16) -> bool {
+    let server = SocketAddr::new(left, port);
+    let listener = Namespace::named("left").enter(|| TcpListener::bind(server));
+    let _listener = listener.expect("the namespace is there").expect("the port is free");
+    let connect = || TcpStream::connect_timeout(&server, ARRIVAL).is_ok();
+    from.namespace.enter(connect).expect("the namespace is there")
+}
+
+pub(crate) fn bind(namespace: &Namespace, ip: IpAddr, port: u16) -> UdpSocket {
     let socket = namespace
         .enter(|| UdpSocket::bind((ip, port)))
         .expect("the namespace is there")
@@ -231,16 +346,16 @@ fn bind(namespace: &Namespace, ip: IpAddr, port: u16) -> UdpSocket {
     socket
 }
 
-fn address(socket: &UdpSocket) -> SocketAddr {
+pub(crate) fn address(socket: &UdpSocket) -> SocketAddr {
     socket.local_addr().expect("it is bound")
 }
 
-fn send(socket: &UdpSocket, to: SocketAddr) {
+pub(crate) fn send(socket: &UdpSocket, to: SocketAddr) {
     socket.send_to(b"probe", to).expect("a packet leaves");
 }
 
 /// Where the next packet comes from; none where nothing comes.
-fn received(socket: &UdpSocket) -> Option<SocketAddr> {
+pub(crate) fn received(socket: &UdpSocket) -> Option<SocketAddr> {
     match socket.recv_from(&mut [0; 64]) {
         Ok((_, from)) => Some(from),
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => None,

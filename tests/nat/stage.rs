@@ -10,8 +10,9 @@ pub(crate) use zonemesh::lab::zone_server::ZoneServerKind as Zone;
 use zonemesh::lab::{
     member::{Identity, Member, find_peer},
     nat::Kind,
-    net::{Count, Host, Site, Traffic},
+    net::{Host, Site},
     setup::{Family, Setup},
+    traffic::{Count, Traffic},
 };
 
 /// How long two nodes may take to reach each other where time is not what is tested:
@@ -63,7 +64,7 @@ impl Stage {
         let mut site = self.setup.lab.site(&router, kind, lan).expect("a site can be built");
         let host = site.host(&format!("{name}-host")).expect("a host can be built");
         // A firewall translates nothing: the core sees the host itself.
-        let public = if kind == Kind::Ipv6Firewall { host.ipv6() } else { site.public() };
+        let public = if kind.translates() { site.public() } else { host.addresses[0] };
         Place { host, public: vec![public], site: Some(site) }
     }
 

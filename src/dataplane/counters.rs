@@ -11,6 +11,9 @@ pub enum Drop {
     NoRoute,
     /// From the TUN device: the peer has no path yet.
     NoPath,
+    /// To the network: the end that it should leave from is gone, or its relay has no
+    /// channel to the peer yet.
+    NoChannel,
     /// To the network: the kernel refused it.
     SendFailed,
     /// To the network: the socket's buffer stayed full.
@@ -39,10 +42,11 @@ pub enum Drop {
 
 impl Drop {
     /// Every reason, in the order of the counters.
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::Malformed,
         Self::NoRoute,
         Self::NoPath,
+        Self::NoChannel,
         Self::SendFailed,
         Self::SendBufferFull,
         Self::Junk,
@@ -63,6 +67,7 @@ impl Drop {
             Self::Malformed => "malformed",
             Self::NoRoute => "no_route",
             Self::NoPath => "no_path",
+            Self::NoChannel => "no_channel",
             Self::SendFailed => "send_failed",
             Self::SendBufferFull => "send_buffer_full",
             Self::Junk => "junk",

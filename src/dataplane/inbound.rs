@@ -9,16 +9,21 @@
 use std::{
     io::{self, IoSliceMut},
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    os::fd::AsFd,
+    sync::{Arc, atomic::Ordering},
 };
 
 use parking_lot::MutexGuard;
 use quinn_udp::{BATCH_SIZE, RecvMeta};
+use rustix::net::{RecvFlags, recv};
+use zonemesh_punch::{Route, Via, turn::channel};
 
 use super::{
     Shared, Upcall,
     counters::Drop,
     device::{self, Writer},
+    links::{Links, Relay, RelayLink},
+    mss,
     offload::MAX_PACKET,
     peer::Peer,
     snapshot::Snapshot,
@@ -34,36 +39,26 @@ use crate::{
 /// spread over more of the cache.
 const BUFFERS: usize = if BATCH_SIZE < 16 { BATCH_SIZE } else { 16 };
 
+/// Frames that are read from a relay's stream before others have their turn.
+const FRAMES: usize = 64;
+
 /// The thread from the network to the TUN device. Ends when told to, or with the
 /// device's failure.
 pub(super) fn run(shared: &Shared) -> io::Result<()> {
     let mut buffers = vec![vec![0; MAX_PACKET]; BUFFERS];
     let mut inbound = Inbound::new(shared);
-    let sockets: Vec<&Udp> =
-        std::iter::once(&shared.sockets.v4).chain(&shared.sockets.v6).collect();
-    let sources: Vec<_> = sockets.iter().map(|udp| *udp as &dyn std::os::fd::AsFd).collect();
     loop {
-        if wait::readable(&shared.stop, &sources, None)? == Wake::Stop {
+        // Cleared before they are read: a change after that wakes the next wait.
+        shared.links_changed.clear();
+        let links = shared.links.load_full();
+        let sockets: Vec<(Via, &Udp)> = std::iter::once(&shared.sockets.v4)
+            .chain(&shared.sockets.v6)
+            .map(|udp| (Via::Socket, udp))
+            .chain(links.extras().iter().map(|(id, udp)| (Via::Extra(*id), &**udp)))
+            .collect();
+        inbound.serve(shared, &links, &sockets, &mut buffers)?;
+        if inbound.stopped {
             return Ok(());
-        }
-        for udp in &sockets {
-            let mut metas = [RecvMeta::default(); BUFFERS];
-            let mut slices: Vec<_> =
-                buffers.iter_mut().map(|buffer| IoSliceMut::new(buffer)).collect();
-            let count = match udp.receive(&mut slices, &mut metas) {
-                Ok(count) => count,
-                Err(error) => {
-                    if error.kind() != io::ErrorKind::WouldBlock {
-                        tracing::debug!(%error, "receive failed");
-                    }
-                    continue;
-                }
-            };
-            let snapshot = shared.snapshot.load();
-            for (meta, buffer) in metas.iter().zip(&buffers).take(count) {
-                inbound.handle(shared, &snapshot, meta, &buffer[..meta.len]);
-            }
-            inbound.flush(shared)?;
         }
     }
 }
@@ -75,6 +70,8 @@ struct Inbound {
     reply: [u8; HANDSHAKE_MAX],
     /// For handshake messages and what had to wait for their end.
     scratch: Vec<u8>,
+    /// The word to stop was given.
+    stopped: bool,
 }
 
 impl Inbound {
@@ -83,33 +80,137 @@ impl Inbound {
             writer: Writer::new(&shared.device),
             reply: [0; HANDSHAKE_MAX],
             scratch: vec![0; 2 * MAX_PACKET],
+            stopped: false,
         }
     }
 
-    /// Handles the datagrams in `bytes`, all of one source.
-    fn handle(&mut self, shared: &Shared, snapshot: &Snapshot, meta: &RecvMeta, bytes: &[u8]) {
-        let mut datagrams = bytes.chunks(meta.stride.max(1)).peekable();
-        while let Some(datagram) = datagrams.next() {
-            match demux::name(datagram) {
+    /// Handles what comes in at these ends, until there are others.
+    fn serve(
+        &mut self,
+        shared: &Shared,
+        links: &Links,
+        sockets: &[(Via, &Udp)],
+        buffers: &mut [Vec<u8>],
+    ) -> io::Result<()> {
+        let streams: Vec<(u32, &Relay)> = links
+            .relays()
+            .iter()
+            .filter(|(_, relay)| matches!(*relay.link, RelayLink::Stream(_)))
+            .map(|(id, relay)| (*id, relay))
+            .collect();
+        let mut sources: Vec<&dyn AsFd> = vec![&shared.links_changed];
+        sources.extend(sockets.iter().map(|(_, udp)| *udp as &dyn AsFd));
+        sources.extend(streams.iter().filter_map(|(_, relay)| match &*relay.link {
+            RelayLink::Stream(fd) => Some(fd as &dyn AsFd),
+            RelayLink::Udp(_) => None,
+        }));
+        loop {
+            if wait::readable(&shared.stop, &sources, None)? == Wake::Stop {
+                self.stopped = true;
+                return Ok(());
+            }
+            if !std::ptr::eq(Arc::as_ptr(&shared.links.load()), links) {
+                return Ok(());
+            }
+            for (via, udp) in sockets {
+                self.receive(shared, links, *via, udp, buffers)?;
+            }
+            for (id, relay) in &streams {
+                self.read_stream(shared, *id, relay, &mut buffers[0])?;
+            }
+        }
+    }
+
+    /// Takes one batch out of a socket.
+    fn receive(
+        &mut self,
+        shared: &Shared,
+        links: &Links,
+        via: Via,
+        udp: &Udp,
+        buffers: &mut [Vec<u8>],
+    ) -> io::Result<()> {
+        let mut metas = [RecvMeta::default(); BUFFERS];
+        let mut slices: Vec<_> = buffers.iter_mut().map(|buffer| IoSliceMut::new(buffer)).collect();
+        let count = match udp.receive(&mut slices, &mut metas) {
+            Ok(count) => count,
+            Err(error) => {
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    tracing::debug!(%error, "receive failed");
+                }
+                return Ok(());
+            }
+        };
+        let snapshot = shared.snapshot.load();
+        for (meta, buffer) in metas.iter().zip(&*buffers).take(count) {
+            let datagrams = buffer[..meta.len].chunks(meta.stride.max(1));
+            let mut messages =
+                datagrams.map(|datagram| unwrap(links, via, meta.addr, datagram)).peekable();
+            self.handle(shared, &snapshot, &mut messages);
+        }
+        self.flush(shared)
+    }
+
+    /// Takes some frames out of a relay's stream.
+    fn read_stream(
+        &mut self,
+        shared: &Shared,
+        id: u32,
+        relay: &Relay,
+        buffer: &mut [u8],
+    ) -> io::Result<()> {
+        let RelayLink::Stream(fd) = &*relay.link else { return Ok(()) };
+        let snapshot = shared.snapshot.load();
+        for _ in 0..FRAMES {
+            // Where the other end is gone, the control plane knows, and takes the link away.
+            let length = match recv(fd, &mut *buffer, RecvFlags::DONTWAIT) {
+                Ok((length, _)) if length > 0 => length,
+                Ok(_) | Err(_) => break,
+            };
+            let frame = &buffer[..length];
+            if demux::name(frame) == Kind::Stun {
+                shared.tell(Upcall::Relay { id, bytes: frame.to_vec() });
+                continue;
+            }
+            let message =
+                relay.open(frame).map(|(peer, payload)| (Route::relayed(id, peer), payload));
+            self.handle(shared, &snapshot, &mut std::iter::once(message).peekable());
+        }
+        self.flush(shared)
+    }
+
+    /// Handles messages, each with the way that it came; `None` is one that came no known
+    /// way.
+    fn handle<'d>(
+        &mut self,
+        shared: &Shared,
+        snapshot: &Snapshot,
+        messages: &mut std::iter::Peekable<impl Iterator<Item = Option<(Route, &'d [u8])>>>,
+    ) {
+        while let Some(message) = messages.next() {
+            let Some((route, message)) = message else {
+                shared.counters.count(Drop::Junk);
+                continue;
+            };
+            match demux::name(message) {
                 Kind::WireGuard(Message::Data(index)) => {
                     let index = peer_index(index);
-                    let same = |next: &&[u8]| {
-                        matches!(demux::name(next),
-                            Kind::WireGuard(Message::Data(other)) if peer_index(other) == index)
+                    let same = |next: &Option<(Route, &[u8])>| {
+                        next.is_some_and(|(other, next)| {
+                            other == route
+                                && matches!(demux::name(next),
+                                    Kind::WireGuard(Message::Data(next)) if peer_index(next) == index)
+                        })
                     };
-                    let run = std::iter::from_fn(|| datagrams.next_if(same));
-                    let run = std::iter::once(datagram).chain(run);
+                    let run = std::iter::from_fn(|| messages.next_if(same).flatten());
+                    let run = std::iter::once(message).chain(run.map(|(_, message)| message));
                     match snapshot.by_index(index) {
-                        Some(peer) => self.open_run(shared, snapshot, peer, meta.addr, run),
+                        Some(peer) => self.open_run(shared, snapshot, peer, route, run),
                         None => shared.counters.add(Drop::NoSession, run.count() as u64),
                     }
                 }
-                Kind::WireGuard(_) => self.handshake(shared, snapshot, meta.addr, datagram),
-                Kind::Stun => shared.tell(Upcall::Stun {
-                    from: meta.addr,
-                    local: meta.dst_ip,
-                    bytes: datagram.to_vec(),
-                }),
+                Kind::WireGuard(_) => self.handshake(shared, snapshot, route, message),
+                Kind::Stun => shared.tell(Upcall::Stun { route, bytes: message.to_vec() }),
                 Kind::Junk => shared.counters.count(Drop::Junk),
             }
         }
@@ -138,7 +239,7 @@ impl Inbound {
         shared: &Shared,
         snapshot: &Snapshot,
         peer: &Arc<Peer>,
-        from: SocketAddr,
+        from: Route,
         run: impl Iterator<Item = &'d [u8]>,
     ) {
         let mut received = 0;
@@ -169,14 +270,8 @@ impl Inbound {
     }
 
     /// Handles a handshake message or a cookie reply.
-    fn handshake(
-        &mut self,
-        shared: &Shared,
-        snapshot: &Snapshot,
-        from: SocketAddr,
-        message: &[u8],
-    ) {
-        let peer = match shared.key.examine(from.ip(), message, &mut self.reply) {
+    fn handshake(&mut self, shared: &Shared, snapshot: &Snapshot, from: Route, message: &[u8]) {
+        let peer = match shared.key.examine(from.remote.ip(), message, &mut self.reply) {
             Examined::From(key) => match snapshot.by_key(&key) {
                 Some(peer) => peer,
                 None => {
@@ -211,11 +306,27 @@ impl Inbound {
         }
     }
 
-    fn note_received(&self, shared: &Shared, peer: &Peer, from: SocketAddr, bytes: usize) {
+    fn note_received(&self, shared: &Shared, peer: &Peer, from: Route, bytes: usize) {
         if peer.note_received(from, bytes) {
             shared.tell(Upcall::SourceChanged { peer: peer.key, from });
         }
     }
+}
+
+/// The way that a datagram came and what it carries: itself, or where it is a frame of a
+/// relay's, what the relay's peer has sent.
+fn unwrap<'d>(
+    links: &Links,
+    via: Via,
+    from: SocketAddr,
+    datagram: &'d [u8],
+) -> Option<(Route, &'d [u8])> {
+    if via == Via::Socket && channel::is_frame(datagram) {
+        let (id, relay) = links.relay_at(&from)?;
+        let (peer, payload) = relay.open(datagram)?;
+        return Some((Route::relayed(id, peer), payload));
+    }
+    Some((Route { via, remote: from }, datagram))
 }
 
 /// What of an opened message goes to the device (its length), and whether the peer
@@ -237,6 +348,7 @@ fn check(
                 }
                 *allowed = Some(source);
             }
+            mss::clamp(packet, shared.mtu.load(Ordering::Relaxed));
             (Some(packet.len()), true)
         }
         Opened::Keepalive => (None, true),
@@ -249,13 +361,7 @@ fn check(
 }
 
 /// Sends the packets that waited for the session.
-fn send_queued(
-    shared: &Shared,
-    peer: &Peer,
-    tunnel: &mut Tunnel,
-    to: SocketAddr,
-    scratch: &mut [u8],
-) {
+fn send_queued(shared: &Shared, peer: &Peer, tunnel: &mut Tunnel, to: Route, scratch: &mut [u8]) {
     while let Some(message) = tunnel.poll_queued(scratch) {
         peer.note_sent(message.len());
         shared.send_now(to, message);

@@ -14,6 +14,8 @@
 mod counters;
 mod device;
 mod inbound;
+mod links;
+mod mss;
 mod offload;
 mod outbound;
 mod packet;
@@ -25,10 +27,14 @@ mod udp;
 mod wait;
 
 use std::{
+    collections::BTreeMap,
     fmt, io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     panic::{self, AssertUnwindSafe},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -37,17 +43,20 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use zonemesh_discovery::identity::PublicKey;
+use zonemesh_punch::{Route, Via};
 
 use self::{
     counters::Counters,
     device::Device,
+    links::{Links, send_frame},
     peer::Peer,
     snapshot::Snapshot,
-    udp::Sockets,
-    wait::{Stop, Wake},
+    udp::{Sockets, Udp},
+    wait::{Signal, Stop, Wake},
 };
 pub use self::{
     counters::Drop as DropReason,
+    links::RelayLink,
     peer::{EndpointMode, PeerConfig, PeerReport},
 };
 use crate::tunnel::{HANDSHAKE_MAX, LocalKey};
@@ -57,6 +66,9 @@ const TICK: Duration = Duration::from_millis(250);
 
 /// What may wait for the control plane: some seconds of the checks of a large mesh.
 const UPCALLS: usize = 1024;
+
+/// Names a relay's server in a trace, where it has no address of its own there.
+const UNSPECIFIED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// Knocks by strangers per second that the control plane hears of.
 const KNOCKS_PER_SECOND: u32 = 10;
@@ -134,10 +146,16 @@ pub enum StartError {
 pub enum Upcall {
     /// A STUN message came in.
     Stun {
-        /// From where.
-        from: SocketAddr,
-        /// To which of this machine's addresses.
-        local: Option<IpAddr>,
+        /// Which way it came.
+        route: Route,
+        /// The message.
+        bytes: Vec<u8>,
+    },
+    /// A STUN message of a relay's server came in by its stream. (One by UDP is an
+    /// [`Upcall::Stun`] like any other: the server may serve STUN too.)
+    Relay {
+        /// Which relay.
+        id: u32,
         /// The message.
         bytes: Vec<u8>,
     },
@@ -146,23 +164,22 @@ pub enum Upcall {
     Knock {
         /// The key it claims.
         key: PublicKey,
-        /// From where.
-        from: SocketAddr,
+        /// Which way it came.
+        from: Route,
     },
     /// A handshake message of this peer was accepted.
     Handshake {
         /// The peer.
         peer: PublicKey,
-        /// From where.
-        from: SocketAddr,
+        /// Which way it came.
+        from: Route,
     },
-    /// This peer's authentic messages come from another address than before (or from
-    /// one at all).
+    /// This peer's authentic messages come another way than before (or at all).
     SourceChanged {
         /// The peer.
         peer: PublicKey,
-        /// From where.
-        from: SocketAddr,
+        /// Which way it came.
+        from: Route,
     },
     /// Packets for this peer are being dropped, as it has no path. At most once a
     /// second for each peer.
@@ -203,6 +220,9 @@ impl DataPlane {
             sockets: Sockets::open(config.listen_port)?,
             device,
             snapshot: ArcSwap::default(),
+            links: ArcSwap::default(),
+            mtu: AtomicU16::new(u16::MAX),
+            links_changed: Signal::new().map_err(StartError::Thread)?,
             upcalls,
             counters: Counters::default(),
             knocks: Mutex::new(Bucket::new()),
@@ -238,9 +258,9 @@ impl DataPlane {
         }
     }
 
-    /// Sets where the packets of a peer go. With a session a keepalive goes there at
+    /// Sets which way the packets of a peer go. With a session a keepalive goes there at
     /// once, so that the peer sees the new way. `false` where there is no such peer.
-    pub fn set_path(&self, peer: &PublicKey, path: Option<SocketAddr>) -> bool {
+    pub fn set_path(&self, peer: &PublicKey, path: Option<Route>) -> bool {
         let snapshot = self.shared.snapshot.load();
         let Some(peer) = snapshot.by_key(peer) else { return false };
         let before = peer.set_path(path);
@@ -265,10 +285,81 @@ impl DataPlane {
         self.shared.snapshot.load().by_key(peer).is_some_and(|peer| self.shared.initiate(peer))
     }
 
-    /// Sends a datagram of the control plane's through the socket that WireGuard
-    /// uses. Does not wait; what fails is counted.
-    pub fn send(&self, to: SocketAddr, bytes: &[u8]) {
-        self.shared.send_now(to, bytes);
+    /// Sends a datagram of the control plane's that way. Does not wait; what fails is
+    /// counted. With `whole` nobody may fragment it on its way.
+    pub fn send(&self, route: Route, bytes: &[u8], whole: bool) {
+        if whole && route.via == Via::Socket {
+            let udp = self.shared.sockets.of(&route.remote);
+            let sent = udp.map(|udp| udp.send_whole(route.remote, bytes));
+            // Too large for the first link already: as lost as on any later one.
+            return self.shared.note_sent(route, sent.unwrap_or(Ok(())));
+        }
+        self.shared.send_now(route, bytes);
+    }
+
+    /// From now on there is this relay: messages of its server come in, and once channels
+    /// are bound, messages of peers through it.
+    pub fn open_relay(&self, id: u32, link: RelayLink) {
+        let link = Arc::new(link);
+        self.change_links(|links| links.add_relay(id, &link));
+    }
+
+    /// From now on there is no such relay.
+    pub fn close_relay(&self, id: u32) {
+        self.change_links(|links| links.remove_relay(id));
+    }
+
+    /// Channel `channel` (RFC 8656 §12) of this relay is bound to `peer`.
+    pub fn bind_channel(&self, id: u32, peer: SocketAddr, channel: u16) {
+        self.change_links(|links| links.bind(id, peer, channel));
+    }
+
+    /// No channel of this relay is bound to `peer` any more.
+    pub fn unbind_channel(&self, id: u32, peer: SocketAddr) {
+        self.change_links(|links| links.unbind(id, &peer));
+    }
+
+    /// Sends a message to a relay's server itself.
+    pub fn send_to_relay(&self, id: u32, message: &[u8]) {
+        let links = self.shared.links.load();
+        let Some(relay) = links.relays().get(&id) else { return };
+        match &*relay.link {
+            RelayLink::Udp(server) => self.shared.send_now(Route::direct(*server), message),
+            link => {
+                self.shared.note_sent(Route::relayed(id, UNSPECIFIED), send_frame(link, message));
+            }
+        }
+    }
+
+    /// Makes these the further sockets, by their numbers; those that are there already stay.
+    ///
+    /// # Errors
+    /// When the kernel refuses an option of a new one; none of them counts then.
+    pub fn set_sockets(&self, sockets: Vec<(u32, UdpSocket)>, keep: &[u32]) -> io::Result<()> {
+        let known = self.shared.links.load();
+        let kept = known.extras().iter().filter(|(id, _)| keep.contains(id));
+        let mut extras: BTreeMap<u32, Arc<Udp>> =
+            kept.map(|(id, udp)| (*id, Arc::clone(udp))).collect();
+        for (id, socket) in sockets {
+            extras.insert(id, Arc::new(Udp::adopt(socket)?));
+        }
+        self.change_links(|links| links.set_extras(extras.clone()));
+        Ok(())
+    }
+
+    /// TCP connections that come to be from now on, also those that are only forwarded
+    /// here, send no packets larger than this.
+    pub fn set_mtu(&self, mtu: u16) {
+        self.shared.mtu.store(mtu, Ordering::Relaxed);
+    }
+
+    fn change_links(&self, change: impl Fn(&mut Links)) {
+        self.shared.links.rcu(|links| {
+            let mut next = Links::clone(links);
+            change(&mut next);
+            next
+        });
+        self.shared.links_changed.tell();
     }
 
     /// What there is to say of each peer, in no order.
@@ -331,6 +422,11 @@ struct Shared {
     sockets: Sockets,
     device: Device,
     snapshot: ArcSwap<Snapshot>,
+    links: ArcSwap<Links>,
+    /// Wakes the thread that waits at all ends when there are others.
+    links_changed: Signal,
+    /// How large a packet may be that TCP is told to send.
+    mtu: AtomicU16,
     upcalls: mpsc::Sender<Upcall>,
     counters: Counters,
     knocks: Mutex<Bucket>,
@@ -358,10 +454,21 @@ impl Shared {
         }
     }
 
-    /// Sends one datagram without waiting.
-    fn send_now(&self, to: SocketAddr, bytes: &[u8]) {
-        if let Err(error) = self.sockets.send(to, bytes, None) {
-            tracing::trace!(%error, %to, "send refused");
+    /// Sends one message without waiting.
+    fn send_now(&self, route: Route, message: &[u8]) {
+        let target = self.links.load().target(&route);
+        let Some(target) = target else { return self.counters.count(DropReason::NoChannel) };
+        let header = target.header_len();
+        let mut frame = vec![0; header + message.len()];
+        frame[header..].copy_from_slice(message);
+        target.frame(&mut frame);
+        self.note_sent(route, target.send(&self.sockets, &frame, None));
+    }
+
+    /// Counts what could not be sent.
+    fn note_sent(&self, route: Route, sent: io::Result<()>) {
+        if let Err(error) = sent {
+            tracing::trace!(%error, %route, "send refused");
             self.counters.count(if error.kind() == io::ErrorKind::WouldBlock {
                 DropReason::SendBufferFull
             } else {

@@ -7,16 +7,18 @@
 
 use std::{
     io,
-    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
 };
 
 use rustix::{event::PollFlags, io::Errno};
 
+use zonemesh_punch::{Route, turn::channel::HEADER_LEN};
+
 use super::{
     Shared, Upcall,
     counters::Drop,
     device::{self, Reader},
+    links::{Links, Target},
     offload::Cut,
     peer::Peer,
     snapshot::Snapshot,
@@ -43,10 +45,10 @@ pub(super) fn run(shared: &Shared) -> io::Result<()> {
             Wake::Stop => return Ok(()),
             Wake::Ready | Wake::Timeout => {}
         }
-        let snapshot = shared.snapshot.load();
+        let (snapshot, links) = (shared.snapshot.load(), shared.links.load());
         for _ in 0..READS {
             match reader.read(&shared.device) {
-                Ok(Some(packets)) => send_packets(shared, &snapshot, packets, &mut sender),
+                Ok(Some(packets)) => send_packets(shared, &snapshot, &links, packets, &mut sender),
                 Ok(None) => shared.counters.count(Drop::Malformed),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if device::is_gone(&error) => return Err(error),
@@ -61,7 +63,13 @@ pub(super) fn run(shared: &Shared) -> io::Result<()> {
 }
 
 /// Sends the packets of one read to the peer that they are for.
-fn send_packets(shared: &Shared, snapshot: &Snapshot, mut packets: Cut<'_>, sender: &mut Sender) {
+fn send_packets(
+    shared: &Shared,
+    snapshot: &Snapshot,
+    links: &Links,
+    mut packets: Cut<'_>,
+    sender: &mut Sender,
+) {
     let Some(peer) = snapshot.route(packets.destination()) else {
         return shared.counters.add(Drop::NoRoute, packets.remaining() as u64);
     };
@@ -72,9 +80,13 @@ fn send_packets(shared: &Shared, snapshot: &Snapshot, mut packets: Cut<'_>, send
         }
         return;
     };
+    if !sender.turn_to(shared, links, peer, path) {
+        return shared.counters.add(Drop::NoChannel, packets.remaining() as u64);
+    }
+    packets.clamp_mss(shared.mtu.load(Ordering::Relaxed));
     let mut tunnel = peer.tunnel.lock();
     while let Some(packet) = packets.next() {
-        let room = sender.room(shared, peer, path, packet.len() + OVERHEAD);
+        let room = sender.room(shared, packet.len() + OVERHEAD);
         let length = tunnel.seal(packet, room).map_or(0, |message| message.len());
         sender.push(shared, length);
     }
@@ -89,8 +101,15 @@ struct Sender {
     segment: usize,
     /// The last segment was shorter: none can follow.
     closed: bool,
-    to: Option<(Arc<Peer>, SocketAddr)>,
+    to: Option<Destination>,
     max_segments: usize,
+}
+
+/// Where the messages go.
+struct Destination {
+    peer: Arc<Peer>,
+    path: Route,
+    target: Target,
 }
 
 impl Sender {
@@ -98,7 +117,7 @@ impl Sender {
         Self {
             // A message that turns out too long to be one more segment is sealed
             // behind the others before it is known to be.
-            buffer: vec![0; MAX_CONTENTS + MAX_CONTENTS + HANDSHAKE_MAX],
+            buffer: vec![0; MAX_CONTENTS + MAX_CONTENTS + HEADER_LEN + HANDSHAKE_MAX],
             used: 0,
             segments: 0,
             segment: 0,
@@ -108,30 +127,37 @@ impl Sender {
         }
     }
 
-    /// Room for one message of at most `size` bytes to `peer`, after what is in the
-    /// way has gone out.
-    fn room(
-        &mut self,
-        shared: &Shared,
-        peer: &Arc<Peer>,
-        path: SocketAddr,
-        size: usize,
-    ) -> &mut [u8] {
-        let same = self.to.as_ref().is_some_and(|(p, a)| Arc::ptr_eq(p, peer) && *a == path);
+    /// The messages that follow go to this peer, after what is in the way has gone out.
+    /// `false` where its path leads nowhere.
+    fn turn_to(&mut self, shared: &Shared, links: &Links, peer: &Arc<Peer>, path: Route) -> bool {
+        if self.to.as_ref().is_some_and(|to| Arc::ptr_eq(&to.peer, peer) && to.path == path) {
+            return true;
+        }
+        self.flush(shared);
+        let Some(target) = links.target(&path) else { return false };
+        let alone = peer.no_segments.load(Ordering::Relaxed);
+        self.max_segments = if alone { 1 } else { target.max_segments(&shared.sockets) };
+        self.to = Some(Destination { peer: Arc::clone(peer), path, target });
+        true
+    }
+
+    /// Bytes that stand in front of each message.
+    fn header(&self) -> usize {
+        self.to.as_ref().map_or(0, |to| to.target.header_len())
+    }
+
+    /// Room for one message of at most `size` bytes.
+    fn room(&mut self, shared: &Shared, size: usize) -> &mut [u8] {
+        let header = self.header();
         let fits = !self.closed
             && self.segments < self.max_segments
-            && self.used + size <= MAX_CONTENTS
-            && (self.segments == 0 || size <= self.segment);
-        if !same || !fits {
-            self.flush(shared);
+            && self.used + header + size <= MAX_CONTENTS
+            && (self.segments == 0 || header + size <= self.segment);
+        if !fits {
+            self.send(shared);
         }
-        if !same {
-            self.to = Some((Arc::clone(peer), path));
-            let alone = peer.no_segments.load(Ordering::Relaxed);
-            self.max_segments = if alone { 1 } else { shared.sockets.max_segments(&path) };
-        }
-        let end = self.used + size.max(HANDSHAKE_MAX);
-        &mut self.buffer[self.used..end]
+        let start = self.used + header;
+        &mut self.buffer[start..start + size.max(HANDSHAKE_MAX)]
     }
 
     /// Takes the message of `length` bytes that was written into the room.
@@ -139,11 +165,15 @@ impl Sender {
         if length == 0 {
             return;
         }
+        let length = self.header() + length;
+        if let Some(to) = &self.to {
+            to.target.frame(&mut self.buffer[self.used..self.used + length]);
+        }
         if self.segments > 0 && length > self.segment {
             // The session has just ended, and this is an initiation in the place of a
             // small packet: it cannot follow the others.
             let start = self.used;
-            self.flush(shared);
+            self.send(shared);
             self.buffer.copy_within(start..start + length, 0);
         }
         if self.segments == 0 {
@@ -154,24 +184,31 @@ impl Sender {
         self.used += length;
     }
 
-    /// Sends what was gathered.
+    /// Sends what was gathered, and forgets where it went: until the next batch that may
+    /// have changed.
     fn flush(&mut self, shared: &Shared) {
+        self.send(shared);
+        self.to = None;
+    }
+
+    /// Sends what was gathered.
+    fn send(&mut self, shared: &Shared) {
         let (used, segments) = (self.used, self.segments);
         (self.used, self.segments, self.closed) = (0, 0, false);
-        let Some((peer, path)) = self.to.as_ref().filter(|_| segments > 0) else { return };
+        let Some(to) = self.to.as_ref().filter(|_| segments > 0) else { return };
         let contents = &self.buffer[..used];
-        peer.note_sent(used);
+        to.peer.note_sent(used - segments * to.target.header_len());
         let result = if segments == 1 {
-            send(shared, *path, contents, None)
+            send(shared, &to.target, contents, None)
         } else {
-            match send(shared, *path, contents, Some(self.segment)) {
+            match send(shared, &to.target, contents, Some(self.segment)) {
                 Err(error) if refuses_segments(&error) => {
                     // The kernel fragments single datagrams where they are too large
                     // for the link; segments it does not.
-                    peer.no_segments.store(true, Ordering::Relaxed);
+                    to.peer.no_segments.store(true, Ordering::Relaxed);
                     self.max_segments = 1;
                     let mut messages = contents.chunks(self.segment);
-                    messages.try_for_each(|message| send(shared, *path, message, None))
+                    messages.try_for_each(|message| send(shared, &to.target, message, None))
                 }
                 result => result,
             }
@@ -182,7 +219,7 @@ impl Sender {
                 shared.counters.add(Drop::SendBufferFull, segments as u64);
             }
             Err(error) => {
-                tracing::trace!(%error, to = %path, "send refused");
+                tracing::trace!(%error, path = %to.path, "send refused");
                 shared.counters.add(Drop::SendFailed, segments as u64);
             }
         }
@@ -199,15 +236,16 @@ fn refuses_segments(error: &io::Error) -> bool {
 /// Sends, waiting a little where the socket's buffer is full.
 fn send(
     shared: &Shared,
-    to: SocketAddr,
+    target: &Target,
     contents: &[u8],
     segment: Option<usize>,
 ) -> io::Result<()> {
     let full = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
-    match (shared.sockets.send(to, contents, segment), shared.sockets.of(&to)) {
+    let result = target.send(&shared.sockets, contents, segment);
+    match (result, target.socket(&shared.sockets)) {
         (Err(error), Some(udp)) if full(&error) => {
             wait::ready(udp, PollFlags::OUT, SEND_WAIT)?;
-            shared.sockets.send(to, contents, segment)
+            target.send(&shared.sockets, contents, segment)
         }
         (result, _) => result,
     }
@@ -243,8 +281,10 @@ mod tests {
         receiver.set_read_timeout(Some(Duration::from_secs(10))).expect("not zero");
         let path = receiver.local_addr().expect("bound");
         let mut sender = Sender::new();
+        let links = Links::default();
+        assert!(sender.turn_to(&plane.shared, &links, &peer, Route::direct(path)));
         for (number, (expected, size)) in sizes.iter().enumerate() {
-            let room = sender.room(&plane.shared, &peer, path, *expected);
+            let room = sender.room(&plane.shared, *expected);
             room[..*size].fill(number as u8);
             sender.push(&plane.shared, *size);
         }

@@ -9,6 +9,7 @@ use std::{
 use ipnet::IpNet;
 use parking_lot::Mutex;
 use zonemesh_discovery::identity::PublicKey;
+use zonemesh_punch::Route;
 
 use crate::tunnel::{LocalKey, PresharedKey, Tunnel};
 
@@ -53,10 +54,10 @@ pub struct PeerReport {
     pub tx_bytes: u64,
     /// How long ago keys were agreed on last; also where these have had their day.
     pub last_handshake: Option<Duration>,
-    /// Where its packets go.
-    pub path: Option<SocketAddr>,
-    /// When and from where its last authentic message came.
-    pub last_received: Option<(Instant, SocketAddr)>,
+    /// Which way its packets go.
+    pub path: Option<Route>,
+    /// When and which way its last authentic message came.
+    pub last_received: Option<(Instant, Route)>,
 }
 
 /// A peer of the data plane. It lives as long as the control plane names it with the
@@ -79,8 +80,8 @@ pub(super) struct Peer {
 #[derive(Debug)]
 struct Link {
     mode: EndpointMode,
-    path: Option<SocketAddr>,
-    received: Option<(Instant, SocketAddr)>,
+    path: Option<Route>,
+    received: Option<(Instant, Route)>,
     /// When keys were agreed on last. The tunnel forgets it with the keys: after three
     /// minutes, which an idle session may be over before it is needed again.
     handshake: Option<Instant>,
@@ -91,7 +92,7 @@ impl Peer {
     /// A peer without a session.
     pub(super) fn new(local: &LocalKey, index: u32, config: &PeerConfig) -> Self {
         let path = match config.mode {
-            EndpointMode::Roaming(path) => path,
+            EndpointMode::Roaming(path) => path.map(Route::direct),
             EndpointMode::Managed => None,
         };
         Self {
@@ -132,19 +133,19 @@ impl Peer {
         if link.mode != mode {
             link.mode = mode;
             if let EndpointMode::Roaming(Some(path)) = mode {
-                link.path = Some(path);
+                link.path = Some(Route::direct(path));
                 self.no_segments.store(false, Ordering::Relaxed);
             }
         }
     }
 
-    /// Where its packets go.
-    pub(super) fn path(&self) -> Option<SocketAddr> {
+    /// Which way its packets go.
+    pub(super) fn path(&self) -> Option<Route> {
         self.link.lock().path
     }
 
-    /// Sets where its packets go, and says where they went before.
-    pub(super) fn set_path(&self, path: Option<SocketAddr>) -> Option<SocketAddr> {
+    /// Sets which way its packets go, and says which way they went before.
+    pub(super) fn set_path(&self, path: Option<Route>) -> Option<Route> {
         self.no_segments.store(false, Ordering::Relaxed);
         std::mem::replace(&mut self.link.lock().path, path)
     }
@@ -154,9 +155,9 @@ impl Peer {
         self.keepalive.is_some()
     }
 
-    /// Notes an authentic message of `bytes` bytes; `true` if it came from elsewhere
-    /// than the one before. The path follows it where nobody else decides.
-    pub(super) fn note_received(&self, from: SocketAddr, bytes: usize) -> bool {
+    /// Notes an authentic message of `bytes` bytes; `true` if it came another way than
+    /// the one before. The path follows it where nobody else decides.
+    pub(super) fn note_received(&self, from: Route, bytes: usize) -> bool {
         self.rx_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         let mut link = self.link.lock();
         let moved = link.received.is_none_or(|(_, before)| before != from);

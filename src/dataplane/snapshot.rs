@@ -95,6 +95,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use zonemesh_discovery::identity::Identity;
+    use zonemesh_punch::Route;
 
     use super::*;
     use crate::dataplane::peer::EndpointMode;
@@ -155,7 +156,8 @@ mod tests {
         let (old, kept) = (before.by_key(&moved.public_key), after.by_key(&moved.public_key));
         let kept = kept.expect("still a peer");
         assert!(Arc::ptr_eq(old.expect("a peer"), kept));
-        assert_eq!(kept.path(), Some(SocketAddr::from(([192, 0, 2, 1], 7))));
+        let endpoint = SocketAddr::from(([192, 0, 2, 1], 7));
+        assert_eq!(kept.path(), Some(Route::direct(endpoint)));
         assert_eq!(key_behind(&after, "10.0.2.1"), None);
         assert_eq!(key_behind(&after, "10.0.9.1"), Some(moved.public_key));
         assert!(after.by_index(kept.index).is_some());

@@ -9,6 +9,7 @@ use std::{
 
 use rustix::io::{Errno, read, write};
 use zonemesh_discovery::identity::Identity;
+use zonemesh_punch::turn::channel;
 
 use super::{offload::VNET_HEADER, *};
 
@@ -42,6 +43,10 @@ impl Node {
 
     fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.plane.port()))
+    }
+
+    fn route(&self) -> Route {
+        Route::direct(self.address())
     }
 
     /// This node as another's peer.
@@ -129,9 +134,9 @@ fn packets_cross_both_ways_from_the_first_one_on() {
         assert_eq!(a.receive(), back);
     }
     let report = b.plane.peers_report().remove(0);
-    assert_eq!(report.path, Some(a.address()), "it learned where the first one is");
+    assert_eq!(report.path, Some(a.route()), "it learned where the first one is");
     assert!(report.last_handshake.is_some());
-    assert_eq!(report.last_received.map(|(_, from)| from), Some(a.address()));
+    assert_eq!(report.last_received.map(|(_, from)| from), Some(a.route()));
     assert!(report.rx_bytes > 1380 && report.tx_bytes > 1380, "{report:?}");
 }
 
@@ -170,14 +175,14 @@ fn a_managed_peer_gets_nothing_until_it_has_a_path() {
     assert_eq!(a.dropped(DropReason::NoPath), 1);
     assert!(!a.plane.initiate(&b.key()), "no path, no handshake");
 
-    assert!(a.plane.set_path(&b.key(), Some(b.address())));
-    assert!(b.plane.set_path(&a.key(), Some(a.address())));
+    assert!(a.plane.set_path(&b.key(), Some(b.route())));
+    assert!(b.plane.set_path(&a.key(), Some(a.route())));
     assert!(a.plane.initiate(&b.key()));
     let from = a.upcall("the handshake is done", |upcall| match upcall {
         Upcall::Handshake { from, .. } => Some(*from),
         _ => None,
     });
-    assert_eq!(from, b.address());
+    assert_eq!(from, b.route());
     for (from, to) in [(&a, &b), (&b, &a)] {
         let packet = between(from, to, b"now");
         from.send(&packet);
@@ -191,7 +196,7 @@ fn a_managed_peers_path_stays_whatever_its_source_is() {
     a.plane.set_peers(&[b.peer(EndpointMode::Roaming(Some(b.address())))]);
     b.plane.set_peers(&[a.peer(EndpointMode::Managed)]);
     let elsewhere = SocketAddr::from(([127, 0, 0, 1], 9));
-    assert!(b.plane.set_path(&a.key(), Some(elsewhere)));
+    assert!(b.plane.set_path(&a.key(), Some(Route::direct(elsewhere))));
     let packet = between(&a, &b, b"from here");
     a.send(&packet);
     assert_eq!(b.receive(), packet);
@@ -199,8 +204,8 @@ fn a_managed_peers_path_stays_whatever_its_source_is() {
         Upcall::SourceChanged { from, .. } => Some(*from),
         _ => None,
     });
-    assert_eq!(from, a.address());
-    assert_eq!(b.plane.peers_report()[0].path, Some(elsewhere));
+    assert_eq!(from, a.route());
+    assert_eq!(b.plane.peers_report()[0].path, Some(Route::direct(elsewhere)));
 }
 
 #[test]
@@ -212,7 +217,7 @@ fn a_new_path_is_used_at_once_and_the_session_lives_on() {
     // The same machine by another of its addresses.
     let other = SocketAddr::from(([127, 0, 0, 2], b.plane.port()));
     let before = b.plane.peers_report().remove(0).rx_bytes;
-    assert!(a.plane.set_path(&b.key(), Some(other)));
+    assert!(a.plane.set_path(&b.key(), Some(Route::direct(other))));
     until("the keepalive arrives", || (b.plane.peers_report()[0].rx_bytes > before).then_some(()));
     assert!(!a.plane.set_path(&Identity::from_seed(&[9; 32]).public_key(), None));
 }
@@ -244,7 +249,7 @@ fn a_stranger_knocks_and_gets_no_answer() {
         Upcall::Knock { key, from } => Some((*key, *from)),
         _ => None,
     });
-    assert_eq!(knock, (a.key(), a.address()));
+    assert_eq!(knock, (a.key(), a.route()));
     assert_eq!(b.dropped(DropReason::Stranger), 1);
     assert_eq!(a.plane.peers_report()[0].rx_bytes, 0);
 }
@@ -263,13 +268,13 @@ fn stun_goes_up_and_down_past_wireguard() {
     let mut request = [0; 20];
     request[1] = 1;
     request[4..8].copy_from_slice(&[0x21, 0x12, 0xa4, 0x42]);
-    a.plane.send(b.address(), b"junk");
-    a.plane.send(b.address(), &request);
+    a.plane.send(b.route(), b"junk", false);
+    a.plane.send(b.route(), &request, false);
     let stun = b.upcall("the request is told", |upcall| match upcall {
-        Upcall::Stun { from, local, bytes } => Some((*from, *local, bytes.clone())),
+        Upcall::Stun { route, bytes } => Some((*route, bytes.clone())),
         _ => None,
     });
-    assert_eq!(stun, (a.address(), Some(b.address().ip()), request.to_vec()));
+    assert_eq!(stun, (a.route(), request.to_vec()));
     assert_eq!(b.dropped(DropReason::Junk), 1);
 }
 
@@ -279,7 +284,7 @@ fn a_control_plane_that_sleeps_costs_memory_up_to_a_bound() {
     let mut request = [0; 20];
     request[4..8].copy_from_slice(&[0x21, 0x12, 0xa4, 0x42]);
     until("the queue is full", || {
-        a.plane.send(b.address(), &request);
+        a.plane.send(b.route(), &request, false);
         (b.dropped(DropReason::ControlBusy) > 0).then_some(())
     });
     let mut waiting = 0;
@@ -303,14 +308,14 @@ fn forged_and_replayed_data_is_counted() {
         forged[0] = 4;
         forged[4..8].copy_from_slice(&(index << 8 | low).to_le_bytes());
         forged[8] = 0xff;
-        a.plane.send(b.address(), &forged);
+        a.plane.send(b.route(), &forged, false);
     }
     until("they are counted", || {
         let sum = b.dropped(DropReason::Forged) + b.dropped(DropReason::NoSession);
         (sum == 8).then_some(())
     });
     assert!(b.dropped(DropReason::Forged) >= 1, "the session's own index was among them");
-    assert_eq!(b.plane.peers_report()[0].path, Some(a.address()));
+    assert_eq!(b.plane.peers_report()[0].path, Some(a.route()));
 }
 
 #[test]
@@ -343,6 +348,159 @@ fn a_super_packet_crosses_whole() {
     }
     assert_eq!(received, payload);
     assert!(parts < count / 2, "{parts} parts: hardly anything was joined");
+}
+
+/// Between a node that has a channel on a relay, reached by `link`, and one that is the
+/// relay's peer. Everything that the first one sends there comes out of `relay`, and goes
+/// to the second one from `outside`.
+struct Relayed {
+    a: Node,
+    b: Node,
+    outside: UdpSocket,
+}
+
+const CHANNEL: u16 = 0x4001;
+
+impl Relayed {
+    fn new(link: RelayLink) -> Self {
+        let (a, b) = (Node::new(1), Node::new(2));
+        let outside = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+        let relayed = Route::direct(outside.local_addr().expect("bound"));
+        a.plane.open_relay(3, link);
+        a.plane.set_peers(&[b.peer(EndpointMode::Managed)]);
+        b.plane.set_peers(&[a.peer(EndpointMode::Managed)]);
+        assert!(a.plane.set_path(&b.key(), Some(Route::relayed(3, b.address()))));
+        assert!(b.plane.set_path(&a.key(), Some(relayed)));
+        Self { a, b, outside }
+    }
+
+    /// Passes packets both ways between the nodes, and a check from the second one.
+    fn exchange(&mut self) {
+        self.a.send(&between(&self.a, &self.b, b"too early"));
+        until("the missing channel is counted", || {
+            (self.a.dropped(DropReason::NoChannel) == 1).then_some(())
+        });
+        self.a.plane.bind_channel(3, self.b.address(), CHANNEL);
+        self.b.plane.initiate(&self.a.key());
+        for payload in [&b"one"[..], &[7; 1380], b"two"] {
+            for (from, to) in [(&self.a, &self.b), (&self.b, &self.a)] {
+                let packet = between(from, to, payload);
+                from.send(&packet);
+                assert_eq!(to.receive(), packet);
+            }
+        }
+        let received = self.a.plane.peers_report()[0].last_received;
+        let through = Route::relayed(3, self.b.address());
+        assert_eq!(received.map(|(_, route)| route), Some(through));
+        let mut request = [0; 20];
+        request[1] = 1;
+        request[4..8].copy_from_slice(&[0x21, 0x12, 0xa4, 0x42]);
+        let to = self.b.plane.peers_report()[0].path.expect("it was set");
+        self.b.plane.send(to, &request, false);
+        let told = self.a.upcall("the check is told", |upcall| match upcall {
+            Upcall::Stun { route, bytes } => Some((*route, bytes.clone())),
+            _ => None,
+        });
+        assert_eq!(told, (through, request.to_vec()));
+    }
+}
+
+/// Passes frames on until the socket is shut down: from the link to the peer of the channel,
+/// and back.
+fn relay(
+    outside: UdpSocket,
+    receive: impl Fn(&mut [u8]) -> io::Result<usize> + Send + 'static,
+    answer: impl Fn(&[u8]) + Send + 'static,
+    peer: SocketAddr,
+) {
+    let out = outside.try_clone().expect("a descriptor is left");
+    thread::spawn(move || {
+        let mut buffer = vec![0; 70_000];
+        while let Ok(length @ 1..) = receive(&mut buffer) {
+            let Some((CHANNEL, payload)) = channel::decode(&buffer[..length]) else { continue };
+            out.send_to(payload, peer).expect("loopback takes it");
+        }
+    });
+    thread::spawn(move || {
+        let mut buffer = vec![0; 70_000];
+        while let Ok(length) = outside.recv(&mut buffer) {
+            answer(&channel::encode(CHANNEL, &buffer[..length]).expect("it fits"));
+        }
+    });
+}
+
+#[test]
+fn a_relay_by_udp_carries_packets_and_checks() {
+    let server = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    let link = RelayLink::Udp(server.local_addr().expect("bound"));
+    let mut relayed = Relayed::new(link);
+    let (client, peer) = (relayed.a.address(), relayed.b.address());
+    let outside = relayed.outside.try_clone().expect("a descriptor is left");
+    let back = server.try_clone().expect("a descriptor is left");
+    let answer = move |frame: &[u8]| {
+        back.send_to(frame, client).expect("loopback takes it");
+    };
+    relay(outside, move |buffer| server.recv(buffer), answer, peer);
+    relayed.exchange();
+    // Who is no relay's server is not heard, whatever the frame says.
+    let before = relayed.a.dropped(DropReason::Junk);
+    let frame = channel::encode(CHANNEL, &[0; 32]).expect("it fits");
+    relayed.outside.send_to(&frame, client).expect("loopback takes it");
+    until("it is junk", || (relayed.a.dropped(DropReason::Junk) > before).then_some(()));
+}
+
+#[test]
+fn a_relay_by_a_stream_carries_packets_checks_and_its_own_messages() {
+    use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+    let (ours, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .expect("a socket pair");
+    let mut relayed = Relayed::new(RelayLink::Stream(ours));
+    let peer = relayed.b.address();
+    let outside = relayed.outside.try_clone().expect("a descriptor is left");
+    let theirs = Arc::new(theirs);
+    let (inward, outward) = (Arc::clone(&theirs), Arc::clone(&theirs));
+    let receive = move |buffer: &mut [u8]| {
+        Ok(recv(&*outward, buffer, rustix::net::RecvFlags::empty()).map(|(length, _)| length)?)
+    };
+    let answer = move |frame: &[u8]| {
+        send(&*inward, frame, SendFlags::NOSIGNAL).expect("it is open");
+    };
+    relay(outside, receive, answer, peer);
+    relayed.exchange();
+    let mut message = [0; 20];
+    message[..2].copy_from_slice(&[0x01, 0x04]);
+    message[4..8].copy_from_slice(&[0x21, 0x12, 0xa4, 0x42]);
+    send(&*theirs, &message, SendFlags::NOSIGNAL).expect("it is open");
+    let told = relayed.a.upcall("the server's message is told", |upcall| match upcall {
+        Upcall::Relay { id, bytes } => Some((*id, bytes.clone())),
+        _ => None,
+    });
+    assert_eq!(told, (3, message.to_vec()));
+}
+
+#[test]
+fn a_further_socket_is_an_end_like_the_others_while_it_is_there() {
+    let (a, mut b) = pair();
+    let further = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    let at = further.local_addr().expect("bound");
+    a.plane.set_sockets(vec![(9, further)], &[]).expect("the kernel takes it");
+    assert!(a.plane.set_path(&b.key(), Some(Route { via: Via::Extra(9), remote: b.address() })));
+    for (from, to) in [(&a, &b), (&b, &a)] {
+        let packet = between(from, to, b"from another port");
+        from.send(&packet);
+        assert_eq!(to.receive(), packet);
+    }
+    let from = b.upcall("the source is told", |upcall| match upcall {
+        Upcall::SourceChanged { from, .. } => Some(*from),
+        _ => None,
+    });
+    assert_eq!(from, Route::direct(at));
+    let received = a.plane.peers_report()[0].last_received.map(|(_, route)| route.via);
+    assert_eq!(received, Some(Via::Extra(9)));
+    a.plane.set_sockets(vec![], &[]).expect("nothing to refuse");
+    a.send(&between(&a, &b, b"nowhere"));
+    until("it is counted", || (a.dropped(DropReason::NoChannel) == 1).then_some(()));
 }
 
 #[test]

@@ -6,7 +6,7 @@
 
 use std::{
     io::{self, IoSliceMut},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::fd::{AsFd, BorrowedFd},
 };
 
@@ -34,6 +34,7 @@ const PORT_TRIES: usize = 16;
 pub(super) struct Udp {
     socket: Socket,
     state: UdpSocketState,
+    is_ipv4: bool,
     /// Whether the kernel knows UDP_SEGMENT.
     gso: bool,
 }
@@ -45,6 +46,11 @@ impl Udp {
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
         }
+        socket.bind(&SocketAddr::new(address, port).into())?;
+        Self::prepare(socket, address.is_ipv4())
+    }
+
+    fn prepare(socket: Socket, is_ipv4: bool) -> io::Result<Self> {
         // Past the system's limit with CAP_NET_ADMIN, up to it without.
         if sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER).is_err() {
             socket.set_recv_buffer_size(BUFFER)?;
@@ -52,21 +58,79 @@ impl Udp {
         if sockopt::set_socket_send_buffer_size_force(&socket, BUFFER).is_err() {
             socket.set_send_buffer_size(BUFFER)?;
         }
-        socket.bind(&SocketAddr::new(address, port).into())?;
         let state = UdpSocketState::new((&socket).into())?;
-        if address.is_ipv4() {
-            sockopt::set_ip_mtu_discover(&socket, sockopt::Ipv4PathMtuDiscovery::DONT)?;
-        } else {
-            sockopt::set_ipv6_mtu_discover(&socket, sockopt::Ipv6PathMtuDiscovery::DONT)?;
-            sys::allow_ipv6_fragments(&socket)?;
-        }
         let gso = state.max_gso_segments() > 1;
-        Ok(Self { socket, state, gso })
+        let udp = Self { socket, state, is_ipv4, gso };
+        udp.allow_fragments()?;
+        Ok(udp)
+    }
+
+    /// Takes over a bound socket.
+    pub(super) fn adopt(socket: UdpSocket) -> io::Result<Self> {
+        let socket = Socket::from(socket);
+        let is_ipv4 = socket.local_addr()?.is_ipv4();
+        Self::prepare(socket, is_ipv4)
     }
 
     fn port(&self) -> io::Result<u16> {
         let address = self.socket.local_addr()?;
         Ok(address.as_socket().map_or(0, |address| address.port()))
+    }
+
+    /// Lets the kernel and the routers fragment what is too large for a link.
+    fn allow_fragments(&self) -> io::Result<()> {
+        if self.is_ipv4 {
+            sockopt::set_ip_mtu_discover(&self.socket, sockopt::Ipv4PathMtuDiscovery::DONT)?;
+        } else {
+            sockopt::set_ipv6_mtu_discover(&self.socket, sockopt::Ipv6PathMtuDiscovery::DONT)?;
+            sys::set_ipv6_dont_fragment(&self.socket, false)?;
+        }
+        Ok(())
+    }
+
+    /// The opposite, also past what the kernel believes to be the path's MTU: to find it
+    /// out.
+    fn forbid_fragments(&self) -> io::Result<()> {
+        if self.is_ipv4 {
+            sockopt::set_ip_mtu_discover(&self.socket, sockopt::Ipv4PathMtuDiscovery::PROBE)?;
+        } else {
+            sockopt::set_ipv6_mtu_discover(&self.socket, sockopt::Ipv6PathMtuDiscovery::PROBE)?;
+            sys::set_ipv6_dont_fragment(&self.socket, true)?;
+        }
+        Ok(())
+    }
+
+    /// Sends one datagram that nobody may fragment. The kernel knows that of a socket and
+    /// not of a datagram: what other threads send in the same moment must fit too, or is
+    /// lost.
+    pub(super) fn send_whole(&self, to: SocketAddr, contents: &[u8]) -> io::Result<()> {
+        self.forbid_fragments()?;
+        let sent = self.send(to, contents, None);
+        self.allow_fragments()?;
+        sent
+    }
+
+    /// Sends `contents` to `to`: one datagram, or with `segment` several of that
+    /// size (the last may be shorter). Does not wait.
+    pub(super) fn send(
+        &self,
+        to: SocketAddr,
+        contents: &[u8],
+        segment: Option<usize>,
+    ) -> io::Result<()> {
+        let destination = SocketAddr::new(to.ip().to_canonical(), to.port());
+        // A scope must not get lost: link-local addresses mean nothing without.
+        let destination = if destination.is_ipv4() { destination } else { to };
+        let transmit =
+            Transmit { destination, ecn: None, contents, segment_size: segment, src_ip: None };
+        self.state.try_send((&self.socket).into(), &transmit)
+    }
+
+    /// How many segments one datagram may carry.
+    pub(super) fn max_segments(&self) -> usize {
+        // Only whether the kernel knows it at all: after one failed send the
+        // library would say 1 for every other destination, too.
+        if self.gso { MAX_SEGMENTS } else { 1 }
     }
 
     /// Receives what is there, up to as many as there are buffers.
@@ -136,13 +200,7 @@ impl Sockets {
         contents: &[u8],
         segment: Option<usize>,
     ) -> io::Result<()> {
-        let destination = SocketAddr::new(to.ip().to_canonical(), to.port());
-        // A scope must not get lost: link-local addresses mean nothing without.
-        let destination = if destination.is_ipv4() { destination } else { to };
-        let udp = self.of(&destination).ok_or(io::ErrorKind::NetworkUnreachable)?;
-        let transmit =
-            Transmit { destination, ecn: None, contents, segment_size: segment, src_ip: None };
-        udp.state.try_send((&udp.socket).into(), &transmit)
+        self.of(&to).ok_or(io::ErrorKind::NetworkUnreachable)?.send(to, contents, segment)
     }
 
     /// The socket for this destination.
@@ -152,9 +210,7 @@ impl Sockets {
 
     /// How many segments one datagram to `to` may carry.
     pub(super) fn max_segments(&self, to: &SocketAddr) -> usize {
-        // Only whether the kernel knows it at all: after one failed send the
-        // library would say 1 for every other destination, too.
-        if self.of(to).is_some_and(|udp| udp.gso) { MAX_SEGMENTS } else { 1 }
+        self.of(to).map_or(1, Udp::max_segments)
     }
 }
 

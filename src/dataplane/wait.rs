@@ -2,17 +2,20 @@
 
 use std::{
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::Duration,
 };
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-/// The word to stop, which every thread waits for beside its work. Once given it
-/// stays.
-pub(super) struct Stop(OwnedFd);
+/// A word from one thread to another, which waits for it beside its work. Once given it
+/// stays until it is cleared.
+pub(super) struct Signal(OwnedFd);
 
-impl Stop {
+/// The word to stop, which is never cleared: every thread waits for it.
+pub(super) type Stop = Signal;
+
+impl Signal {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
@@ -20,6 +23,17 @@ impl Stop {
     pub(super) fn tell(&self) {
         // It can only fail for being told more often than a u64 holds.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    pub(super) fn clear(&self) {
+        // It can only fail for not having been told.
+        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+    }
+}
+
+impl AsFd for Signal {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -6,22 +6,22 @@ use std::{
     os::fd::{AsFd, AsRawFd},
 };
 
-/// Lets the kernel fragment what this IPv6 socket sends, where a link is too small for
-/// it.
+/// Whether the kernel must not fragment what this IPv6 socket sends, where a link is too
+/// small for it (RFC 3542 §11.2).
 ///
 /// # Errors
 /// When the descriptor is no IPv6 socket.
-pub(crate) fn allow_ipv6_fragments(socket: &impl AsFd) -> io::Result<()> {
-    let off: libc::c_int = 0;
+pub(crate) fn set_ipv6_dont_fragment(socket: &impl AsFd, on: bool) -> io::Result<()> {
+    let value = libc::c_int::from(on);
     // SAFETY: the descriptor is open for as long as it is borrowed, and the kernel reads
-    // as many bytes of `off` as it is told that there are.
+    // as many bytes of `value` as it is told that there are.
     let result = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
             libc::IPPROTO_IPV6,
             libc::IPV6_DONTFRAG,
-            (&raw const off).cast(),
-            size_of_val(&off) as libc::socklen_t,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

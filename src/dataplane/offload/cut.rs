@@ -6,7 +6,7 @@ use super::{
     CWR, FIN, GSO_ECN, GSO_NONE, GSO_TCP4, GSO_TCP6, GSO_UDP, NEEDS_CHECKSUM, PSH, Transport,
     VNET_HEADER, Vnet, fold, pseudo_header, put_u16, sum,
 };
-use crate::dataplane::packet;
+use crate::dataplane::{mss, packet};
 
 /// The longest headers that are cut: IPv4 with all options and TCP with all options, or
 /// IPv6 with a few extension headers.
@@ -66,6 +66,15 @@ impl<'b> Cut<'b> {
             Some(segments) => (self.packet.len() - segments.headers_len).div_ceil(segments.size),
         };
         all - self.count
+    }
+
+    /// Lowers what a TCP SYN says of the largest segment to what fits packets of `mtu`
+    /// bytes. To be called before the first one is taken.
+    pub(in crate::dataplane) fn clamp_mss(&mut self, mtu: u16) {
+        // A SYN has no payload that could be cut.
+        if self.segments.is_none() {
+            mss::clamp(self.packet, mtu);
+        }
     }
 
     /// The next one.

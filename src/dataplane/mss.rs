@@ -91,7 +91,7 @@ mod tests {
     /// A SYN with these options, its checksum right.
     fn syn(v6: bool, options: &[u8]) -> Vec<u8> {
         let mut tcp = vec![0; 20];
-        tcp[12] = ((20 + options.len()) / 4 << 4) as u8;
+        tcp[12] = (((20 + options.len()) / 4) << 4) as u8;
         tcp[13] = SYN;
         tcp.extend_from_slice(options);
         let mut packet = if v6 { vec![0x60; 40] } else { vec![0x45; 20] };

@@ -24,7 +24,7 @@ use zonemesh_discovery::{
     identity::PublicKey,
 };
 use zonemesh_punch::{
-    Agent, Candidate, CandidateKind, CheckKeys, Event as AgentEvent, PairStatus, Route,
+    Agent, Candidate, CandidateKind, CheckKeys, Event as AgentEvent, LocalRelay, PairStatus, Route,
     SelectedPath, Transmit, Username,
 };
 
@@ -82,6 +82,7 @@ pub struct Mesh {
     deadlines: BTreeSet<(Instant, PublicKey)>,
     next_sweep: Instant,
     local: Vec<Candidate>,
+    relays: Vec<LocalRelay>,
     connected: BTreeSet<IpNet>,
     services: Vec<IpAddr>,
     resolved: Resolved,
@@ -104,8 +105,8 @@ pub enum MeshEvent {
     Path {
         /// The member.
         node: PublicKey,
-        /// Where to send to.
-        remote: Option<SocketAddr>,
+        /// Which way to send.
+        route: Option<Route>,
     },
     /// A handshake with this member is due.
     Handshake(PublicKey),
@@ -144,8 +145,8 @@ struct Peer {
     /// Since when the path is as it is, or when it was last found dead.
     path_since: Instant,
     has_path: bool,
-    /// When and from where its last handshake came.
-    session: Option<(Instant, SocketAddr)>,
+    /// When and which way its last handshake came.
+    session: Option<(Instant, Route)>,
 }
 
 impl Mesh {
@@ -159,6 +160,7 @@ impl Mesh {
             deadlines: BTreeSet::new(),
             next_sweep: now + SWEEP,
             local: Vec::new(),
+            relays: Vec::new(),
             connected: BTreeSet::new(),
             services: Vec::new(),
             resolved: Resolved::default(),
@@ -220,6 +222,15 @@ impl Mesh {
         }
     }
 
+    /// Takes this node's own allocations on relays, best first.
+    pub fn set_relays(&mut self, relays: &[LocalRelay], now: Instant) {
+        if self.relays != relays {
+            self.relays = relays.to_vec();
+            let relays = self.relays.clone();
+            self.each_agent(now, |agent| agent.set_relays(&relays, now));
+        }
+    }
+
     /// Takes the prefixes of this machine's other interfaces.
     pub fn set_connected(&mut self, connected: BTreeSet<IpNet>, now: Instant) {
         if self.connected != connected {
@@ -244,12 +255,7 @@ impl Mesh {
     }
 
     /// Takes a datagram that looks like STUN and is no answer of a STUN server.
-    pub fn handle_check(
-        &mut self,
-        from: SocketAddr,
-        datagram: &[u8],
-        now: Instant,
-    ) -> CheckOutcome {
+    pub fn handle_check(&mut self, route: Route, datagram: &[u8], now: Instant) -> CheckOutcome {
         let node = Username::peek(datagram).and_then(|name| self.usernames.get(&name).copied());
         let Some(node) = node else {
             // The late second answer of a STUN server is no stranger's knock.
@@ -259,12 +265,10 @@ impl Mesh {
             };
         };
         // Through the tunnel itself every peer can be reached: no path to build it on.
-        let through_tunnel = self.is_overlay(from.ip());
+        let through_tunnel = self.is_overlay(route.remote.ip());
         let agent = self.peers.get_mut(&node).and_then(|peer| peer.agent.as_mut());
         let taken = match agent {
-            Some(agent) if !through_tunnel => {
-                agent.handle_datagram(Route::direct(from), datagram, now).is_ok()
-            }
+            Some(agent) if !through_tunnel => agent.handle_datagram(route, datagram, now).is_ok(),
             _ => false,
         };
         self.drain(&node, now);
@@ -279,7 +283,7 @@ impl Mesh {
     /// WireGuard has agreed on keys with this peer. Whether that is news: the first
     /// session, one from elsewhere, or one before its time or after silence; and not a
     /// renewal, of which a mesh of a thousand has several each second.
-    pub fn handle_session(&mut self, node: &PublicKey, from: SocketAddr, now: Instant) -> bool {
+    pub fn handle_session(&mut self, node: &PublicKey, from: Route, now: Instant) -> bool {
         let Some(peer) = self.peers.get_mut(node) else { return true };
         let is_renewal = peer.session.replace((now, from)).is_some_and(|(before, known)| {
             known == from && RENEWAL.contains(&now.saturating_duration_since(before))
@@ -288,15 +292,15 @@ impl Mesh {
         !is_renewal
     }
 
-    /// WireGuard accepted a packet of this peer, which came from there.
-    pub fn handle_heard(&mut self, node: &PublicKey, from: SocketAddr, at: Instant, now: Instant) {
+    /// WireGuard accepted a packet of this peer, which came this way.
+    pub fn handle_heard(&mut self, node: &PublicKey, from: Route, at: Instant, now: Instant) {
         let Some(peer) = self.peers.get_mut(node) else { return };
         if peer.heard.is_some_and(|heard| heard >= at) {
             return;
         }
         peer.heard = Some(at);
         if let Some(agent) = &mut peer.agent {
-            agent.note_data_received(Route::direct(from), at);
+            agent.note_data_received(from, at);
         }
         self.drain(node, now);
     }
@@ -524,6 +528,7 @@ impl Mesh {
         self.agents_made += 1;
         let mut agent = Agent::new(keys, seed, now, self.unix_ms(now));
         agent.set_local_candidates(&self.local, now);
+        agent.set_relays(&self.relays, now);
         Some(agent)
     }
 
@@ -602,22 +607,22 @@ impl Mesh {
         let mut path = None;
         while let Some(event) = agent.poll_event() {
             path = Some(match event {
-                AgentEvent::PathSelected(selected) => Some(selected.route.remote),
+                AgentEvent::PathSelected(selected) => Some(selected.route),
                 AgentEvent::PathLost => None,
             });
         }
         let is_first = !peer.has_path;
         let deadline = agent.poll_timeout();
-        if let Some(remote) = path {
-            match remote {
-                Some(remote) => info!(peer = %node, %remote, "path"),
+        if let Some(route) = path {
+            match route {
+                Some(route) => info!(peer = %node, %route, "path"),
                 None => info!(peer = %node, "no path"),
             }
             peer.path_since = now;
-            peer.has_path = remote.is_some();
-            self.events.push_back(MeshEvent::Path { node: *node, remote });
+            peer.has_path = route.is_some();
+            self.events.push_back(MeshEvent::Path { node: *node, route });
             // One side is enough; the other one follows where nothing comes of it.
-            if remote.is_some() && is_first && self.settings.own < *node {
+            if route.is_some() && is_first && self.settings.own < *node {
                 self.events.push_back(MeshEvent::Handshake(*node));
             }
         }

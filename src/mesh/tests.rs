@@ -28,7 +28,7 @@ struct Node {
     addr: SocketAddr,
     mesh: Mesh,
     own: Own,
-    paths: BTreeMap<PublicKey, Option<SocketAddr>>,
+    paths: BTreeMap<PublicKey, Option<Route>>,
     initiates: Vec<PublicKey>,
 }
 
@@ -112,7 +112,7 @@ impl World {
             self.wire = later;
             for (_, from, to, payload) in due {
                 if let Some(node) = self.nodes.iter_mut().find(|node| node.addr == to) {
-                    node.mesh.handle_check(from, &payload, now);
+                    node.mesh.handle_check(Route::direct(from), &payload, now);
                 }
             }
             for node in &mut self.nodes {
@@ -129,8 +129,8 @@ impl World {
                 }
                 while let Some(event) = node.mesh.poll_event() {
                     match event {
-                        MeshEvent::Path { node: peer, remote } => {
-                            node.paths.insert(peer, remote);
+                        MeshEvent::Path { node: peer, route } => {
+                            node.paths.insert(peer, route);
                         }
                         MeshEvent::Handshake(peer) => node.initiates.push(peer),
                         MeshEvent::Peers => {}
@@ -153,7 +153,8 @@ impl World {
     }
 
     fn path(&self, from: usize, to: usize) -> Option<SocketAddr> {
-        self.nodes[from].paths.get(&self.nodes[to].key).copied().flatten()
+        let route = self.nodes[from].paths.get(&self.nodes[to].key).copied().flatten();
+        route.map(|route| route.remote)
     }
 }
 
@@ -201,7 +202,7 @@ fn the_renewal_of_a_session_is_no_news() {
     let mesh = &mut world.nodes[0].mesh;
     let mut is_news = |from, later| {
         now += Duration::from_secs(later);
-        mesh.handle_session(&peer, from, now)
+        mesh.handle_session(&peer, Route::direct(from), now)
     };
     assert!(is_news(from, 0), "the first");
     assert!(!is_news(from, 120) && !is_news(from, 205), "renewals");
@@ -295,7 +296,7 @@ fn a_stranger_s_check_is_told_apart_from_a_forged_one() {
     world.publish(&[0, 1]);
     let now = world.now;
     let check = world.nodes[0].mesh.poll_transmit().expect("a check");
-    let from = world.nodes[0].addr;
+    let from = Route::direct(world.nodes[0].addr);
     let receiver = &mut world.nodes[1].mesh;
     let mut forged = check.payload.clone();
     forged[60] ^= 1;

@@ -33,6 +33,7 @@ use zonemesh_discovery::{
     mdns::{Mdns, MdnsEvent},
     stun::{ReflexiveClient, StunEvent},
 };
+use zonemesh_punch::{Route, Via};
 
 use crate::{
     apply::Applier,
@@ -297,11 +298,12 @@ impl Node {
     fn handle_upcall(&mut self, upcall: Upcall) {
         let now = Instant::now();
         match upcall {
-            Upcall::Stun { from, bytes, .. } => {
-                if self.stun.handle_datagram(from, &bytes, now) {
+            Upcall::Stun { route, bytes } => {
+                let is_direct = route.via == Via::Socket;
+                if is_direct && self.stun.handle_datagram(route.remote, &bytes, now) {
                     return;
                 }
-                if self.mesh.handle_check(from, &bytes, now) == CheckOutcome::Stranger {
+                if self.mesh.handle_check(route, &bytes, now) == CheckOutcome::Stranger {
                     self.ask_zone(None);
                 }
             }
@@ -318,6 +320,7 @@ impl Node {
                 }
             }
             Upcall::SourceChanged { peer, from } => self.mesh.handle_heard(&peer, from, now, now),
+            Upcall::Relay { .. } => {}
             Upcall::Failed { reason } => self.failed = Some(reason),
         }
     }
@@ -400,7 +403,7 @@ impl Node {
             }
         }
         while let Some(transmit) = self.stun.poll_transmit() {
-            self.data.send(transmit.to, &transmit.payload);
+            self.data.send(Route::direct(transmit.to), &transmit.payload, false);
         }
         let mut peers_changed = false;
         let mut others = Vec::new();
@@ -417,9 +420,9 @@ impl Node {
         }
         for event in others {
             match event {
-                MeshEvent::Path { node, remote } => {
-                    self.data.set_path(&node, remote);
-                    if remote.is_none() {
+                MeshEvent::Path { node, route } => {
+                    self.data.set_path(&node, route);
+                    if route.is_none() {
                         self.handle_path_lost(now);
                     }
                 }
@@ -430,7 +433,7 @@ impl Node {
             }
         }
         while let Some(transmit) = self.mesh.poll_transmit() {
-            self.data.send(transmit.route.remote, &transmit.payload);
+            self.data.send(transmit.route, &transmit.payload, transmit.dont_fragment);
         }
         if peers_changed || self.due.apply.is_some_and(|due| due <= now) {
             self.apply(now).await;
@@ -472,7 +475,7 @@ impl Node {
             if peer.mode == EndpointMode::Managed {
                 self.data.set_path(
                     &peer.public_key,
-                    self.mesh.path(&peer.public_key).map(|path| path.route.remote),
+                    self.mesh.path(&peer.public_key).map(|path| path.route),
                 );
             }
         }

@@ -133,7 +133,7 @@ impl Node {
         let lives = report.last_handshake.is_some_and(|age| age < SESSION_LIFE);
         let remote = match selected {
             Some(path) => Some(path.route.remote),
-            None => report.path.filter(|_| !is_member && lives),
+            None => report.path.filter(|_| !is_member && lives).map(|path| path.remote),
         };
         let Some(remote) = remote else { return PathStatus::NONE };
         PathStatus {

@@ -73,6 +73,16 @@ impl Applier {
         set.map_err(|source| ApplyError::Netlink { what: "bring the interface up".into(), source })
     }
 
+    /// Sets the interface's MTU.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn set_mtu(&self, mtu: u16) -> Result<(), ApplyError> {
+        let link = LinkUnspec::new_with_index(self.index).mtu(u32::from(mtu)).build();
+        let set = self.handle.link().set(link).execute().await;
+        set.map_err(|source| ApplyError::Netlink { what: "set the MTU".into(), source })
+    }
+
     /// Makes the interface's addresses and our routes those of `plan`. One that
     /// cannot be set is told and left out, the others are set all the same; the
     /// number of those left out is returned.

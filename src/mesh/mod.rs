@@ -53,6 +53,12 @@ const DATA_LIMIT: Duration = Duration::from_secs(40);
 /// attempts (REKEY_TIMEOUT is 5 s).
 const FIRST_DATA_LIMIT: Duration = Duration::from_secs(11);
 
+/// Bytes in front of what is sealed, and with WireGuard behind it, too.
+const IPV4_HEADER: u16 = 20;
+const IPV6_HEADER: u16 = 40;
+const UDP_HEADER: u16 = 8;
+const WIREGUARD_OVERHEAD: u16 = 32;
+
 /// How often lapsed members and dead paths are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -386,6 +392,17 @@ impl Mesh {
     /// The path to a member.
     pub fn path(&self, node: &PublicKey) -> Option<SelectedPath> {
         self.peers.get(node)?.agent.as_ref()?.selected()
+    }
+
+    /// The most that a packet in the tunnel may have to pass whole on the narrowest of the
+    /// paths in use, if any of them was measured.
+    pub fn narrowest(&self) -> Option<u16> {
+        let agents = self.peers.values().filter_map(|peer| peer.agent.as_ref());
+        let widths = agents.filter_map(Agent::selected).filter_map(|path| {
+            let ip = if path.route.remote.is_ipv4() { IPV4_HEADER } else { IPV6_HEADER };
+            Some(path.mtu?.saturating_sub(ip + UDP_HEADER + WIREGUARD_OVERHEAD))
+        });
+        widths.min()
     }
 
     /// Every pair to a member, for status.

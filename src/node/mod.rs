@@ -9,6 +9,7 @@
 //! alone owns the control state; no lock guards it. It ends at SIGINT or SIGTERM:
 //! adverts are withdrawn, threads joined, and the device goes with the process.
 
+mod mtu;
 mod report;
 mod start;
 
@@ -51,6 +52,7 @@ use crate::{
     tunnel::PresharedKey,
 };
 
+use self::mtu::Mtu;
 pub use self::report::Echoed;
 
 /// Events that wait for the loop. A source that finds the queue full waits, and with
@@ -68,8 +70,9 @@ const GATHER_LIMIT: Duration = Duration::from_millis(700);
 /// neither can win, and the zone and all its members must not pay for it.
 const OUTBID_PAUSE: Duration = Duration::from_secs(60);
 
-/// How often the loop asks the data plane what it has heard.
-const HEARD_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the loop asks the data plane what it has heard: the agents judge a path by
+/// what arrives on it, and have seconds for it.
+const HEARD_INTERVAL: Duration = Duration::from_millis(250);
 
 /// However many paths are lost, the STUN servers are asked out of turn no more often.
 const STUN_SPACING: Duration = Duration::from_secs(2);
@@ -153,6 +156,7 @@ struct Node {
     state: State,
     data: DataPlane,
     applier: Applier,
+    mtu: Mtu,
     mesh: Mesh,
     stun: ReflexiveClient,
     /// Without a zone there is nothing to advertise.
@@ -331,6 +335,9 @@ impl Node {
         if self.due.heard <= now {
             self.due.heard = now + HEARD_INTERVAL;
             self.revive_rendezvous();
+            if self.config.interface.mtu.is_none() {
+                self.mtu.follow(self.mesh.narrowest(), now);
+            }
             for report in self.data.peers_report() {
                 if let Some((at, from)) = report.last_received {
                     self.mesh.handle_heard(&report.public_key, from, at, now);
@@ -435,6 +442,7 @@ impl Node {
         while let Some(transmit) = self.mesh.poll_transmit() {
             self.data.send(transmit.route, &transmit.payload, transmit.dont_fragment);
         }
+        self.apply_mtu().await;
         if peers_changed || self.due.apply.is_some_and(|due| due <= now) {
             self.apply(now).await;
         }

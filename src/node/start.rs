@@ -18,7 +18,10 @@ use zonemesh_discovery::{
     zone::TsigKey,
 };
 
-use super::{Due, Event, GATHER_LIMIT, HEARD_INTERVAL, Node, QUEUE, ZoneState};
+use super::{
+    Due, Event, GATHER_LIMIT, HEARD_INTERVAL, Node, QUEUE, ZoneState,
+    mtu::{self, Mtu},
+};
 use crate::{
     apply::Applier,
     config::{Config, Trust, ZoneConfig},
@@ -32,9 +35,6 @@ use crate::{
     rendezvous::{self, Rendezvous},
     state::State,
 };
-
-/// WireGuard's usual MTU: 1,500 less IPv6 (40), UDP (8) and WireGuard (32).
-const DEFAULT_MTU: u16 = 1420;
 
 impl Node {
     /// Brings up everything; gives the node with the queues that its loop reads.
@@ -62,7 +62,9 @@ impl Node {
             state.save_port(port).context("cannot keep the port")?;
         }
         let applier = Applier::new(data.interface().1)?;
-        applier.bring_up(config.interface.mtu.unwrap_or(DEFAULT_MTU)).await?;
+        let mtu = config.interface.mtu.unwrap_or(mtu::DEFAULT);
+        applier.bring_up(mtu).await?;
+        data.set_mtu(mtu);
         tokio::spawn(control.run(sender.clone()));
 
         let routes = own_routes(&config);
@@ -99,6 +101,7 @@ impl Node {
             state,
             data,
             applier,
+            mtu: Mtu::new(mtu),
             mesh,
             stun,
             own,

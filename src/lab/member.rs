@@ -48,6 +48,19 @@ pub struct Services {
     pub tsig_secret: String,
     /// The STUN servers; where empty, nodes ask the zone for them.
     pub stun_servers: Vec<SocketAddr>,
+    /// The relays, if there are any.
+    pub relay: Option<RelayAccess>,
+}
+
+/// What nodes must know of the relays.
+#[derive(Debug, Clone)]
+pub struct RelayAccess {
+    /// Their URIs.
+    pub servers: Vec<String>,
+    /// The secret that time-limited credentials are made from.
+    pub secret: String,
+    /// The certificates of the authorities to trust, in PEM.
+    pub ca_file: PathBuf,
 }
 
 /// Who a node is.
@@ -111,6 +124,13 @@ impl Identity {
                 services.stun_servers.iter().map(ToString::to_string).collect();
             let _ = writeln!(text, "[stun]\nservers = {servers:?}");
         }
+        if let Some(RelayAccess { servers, ca_file, .. }) = &services.relay {
+            let _ = writeln!(
+                text,
+                "[relay]\nservers = {servers:?}\nusername_secret_file = \"relay.secret\"\n\
+                 ca_file = {ca_file:?}"
+            );
+        }
         text.push_str(&self.more);
         text
     }
@@ -149,9 +169,15 @@ impl Member {
     pub fn start(identity: Identity, host: &Host, services: &Services) -> Result<Self> {
         let folder = services.folder.join(&identity.name);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let mut key = OpenOptions::new();
-        key.mode(0o600).write(true).create(true).truncate(true);
-        key.open(folder.join("tsig.key"))?.write_all(services.tsig_secret.as_bytes())?;
+        let mut secret_file = OpenOptions::new();
+        secret_file.mode(0o600).write(true).create(true).truncate(true);
+        let write = |name: &str, secret: &str| {
+            secret_file.open(folder.join(name))?.write_all(secret.as_bytes())
+        };
+        write("tsig.key", &services.tsig_secret)?;
+        if let Some(relay) = &services.relay {
+            write("relay.secret", &relay.secret)?;
+        }
         fs::write(folder.join("zonemesh.toml"), identity.configuration(services, &folder))?;
         let (daemon, started) = spawn(&identity, host, &services.executable, &folder, 0)?;
         let executable = services.executable.clone();

@@ -1,4 +1,4 @@
-//! A lab with the services that a mesh stands on: a zone and STUN servers.
+//! A lab with the services that a mesh stands on: a zone, STUN servers, and relays.
 
 use std::{
     fs,
@@ -9,10 +9,11 @@ use std::{
 use anyhow::Result;
 
 use super::{
-    member::Services,
+    member::{RelayAccess, Services},
     namespace::run,
     net::{Host, Lab},
     programs,
+    relay_server::{RelayKind, RelayServer, RelaySettings},
     stun_server::StunServer,
     zone_server::{KEY_ALGORITHM, ZoneServer, ZoneServerConfig, ZoneServerKind},
 };
@@ -30,6 +31,10 @@ const KEY_SECRET: &str = "em9uZW1lc2ggbGFiIGtleSwga25vd24gdG8gYWxsISE=";
 /// Where the services are, as anywhere.
 const DNS_PORT: u16 = 53;
 const STUN_PORT: u16 = 3478;
+
+/// Where the zone is served as well, and relays by TLS: the only port that some firewalls
+/// let anything out to.
+pub const HTTPS_PORT: u16 = 443;
 
 /// The addresses by which nodes know the services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +57,9 @@ pub struct Setup {
     stun_host: Host,
     /// Ends with the lab.
     _stun_server: StunServer,
+    /// The relays, in the order in which they were added, each with its host.
+    pub relays: Vec<(Host, RelayServer)>,
+    family: Family,
 }
 
 impl Setup {
@@ -87,6 +95,7 @@ impl Setup {
             tsig_algorithm: KEY_ALGORITHM.to_owned(),
             tsig_secret: KEY_SECRET.to_owned(),
             stun_servers: stun_server.addresses().to_owned(),
+            relay: None,
         };
         Ok(Self {
             lab,
@@ -96,12 +105,52 @@ impl Setup {
             zone_server,
             stun_host,
             _stun_server: stun_server,
+            relays: Vec::new(),
+            family,
         })
+    }
+
+    /// Adds a public host with a relay over UDP, TCP, and TLS on port 443. Nodes that are
+    /// started from now on know it, in all these ways.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn add_relay(&mut self, kind: RelayKind) -> Result<()> {
+        let host = self.lab.public_host(&format!("relay{}", self.relays.len() + 1), 1)?;
+        let of_family = |ip: &&IpAddr| ip.is_ipv4() == (self.family == Family::Ipv4);
+        let settings = RelaySettings {
+            tls_port: Some(HTTPS_PORT),
+            listen: host.addresses.iter().filter(of_family).copied().collect(),
+            ..RelaySettings::default()
+        };
+        let relay = RelayServer::start(kind, &host, &self.services.folder, settings)?;
+        self.relays.push((host, relay));
+        self.offer_relays(|relay| relay.uris())
+    }
+
+    /// Tells nodes that are started from now on of these ways to the relays.
+    ///
+    /// # Errors
+    /// When the authorities' certificates cannot be put together.
+    pub fn offer_relays(&mut self, ways: impl Fn(&RelayServer) -> Vec<String>) -> Result<()> {
+        let mut authorities = String::new();
+        let mut servers = Vec::new();
+        for (_, relay) in &self.relays {
+            authorities.push_str(&fs::read_to_string(relay.ca_file())?);
+            servers.extend(ways(relay));
+        }
+        let ca_file = self.services.folder.join("relays-ca.pem");
+        fs::write(&ca_file, authorities)?;
+        let secret = RelaySettings::default().secret;
+        self.services.relay = Some(RelayAccess { servers, secret, ca_file });
+        Ok(())
     }
 
     /// Every address of the services' hosts.
     pub fn service_ips(&self) -> Vec<IpAddr> {
-        [&self.zone_host, &self.stun_host].iter().flat_map(|host| host.addresses.clone()).collect()
+        let relays = self.relays.iter().map(|(host, _)| host);
+        let hosts = [&self.zone_host, &self.stun_host].into_iter().chain(relays);
+        hosts.flat_map(|host| host.addresses.clone()).collect()
     }
 
     /// The instances that the zone lists, as `dig` shows them.
@@ -170,6 +219,7 @@ fn start_zone(
         zone: ZONE.to_owned(),
         listen: vec![ip],
         port: DNS_PORT,
+        more_ports: vec![HTTPS_PORT],
         key_name: key_name.to_owned(),
         key_secret: key_secret.to_owned(),
         // As Debian ships it: BIND hands the zone to all, Knot to nobody.

@@ -3,7 +3,7 @@
 
 use std::{
     fmt::Write as _,
-    fs,
+    fs, iter,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
@@ -43,6 +43,8 @@ pub struct ZoneServerConfig {
     pub listen: Vec<IpAddr>,
     /// The port, for UDP and TCP.
     pub port: u16,
+    /// Further ports, for those whose firewall lets nothing out to that one.
+    pub more_ports: Vec<u16>,
     /// The name of the key that may update the zone.
     pub key_name: String,
     /// The key's secret, in Base64.
@@ -148,6 +150,11 @@ impl ZoneServer {
         output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("hostmaster"))
     }
 
+    /// All ports that it listens on.
+    fn ports(&self) -> impl Iterator<Item = u16> {
+        iter::once(self.config.port).chain(self.config.more_ports.iter().copied())
+    }
+
     fn write_files(&self) -> Result<()> {
         fs::create_dir_all(&self.dir)?;
         let config = match self.kind {
@@ -179,13 +186,21 @@ impl ZoneServer {
     }
 
     fn bind_config(&self) -> String {
-        let ZoneServerConfig { zone, port, key_name, key_secret, .. } = &self.config;
+        let ZoneServerConfig { zone, key_name, key_secret, .. } = &self.config;
         let dir = self.dir.display();
-        let mut listen = [String::new(), String::new()];
+        let mut addresses = [String::new(), String::new()];
         for address in &self.config.listen {
-            let _ = write!(listen[usize::from(address.is_ipv6())], "{address}; ");
+            let _ = write!(addresses[usize::from(address.is_ipv6())], "{address}; ");
         }
-        let [v4, v6] = listen.map(|list| if list.is_empty() { "none; ".to_owned() } else { list });
+        let [v4, v6] =
+            addresses.map(|list| if list.is_empty() { "none; ".to_owned() } else { list });
+        let mut listen = String::new();
+        for port in self.ports() {
+            let _ = write!(
+                listen,
+                "listen-on port {port} {{ {v4}}};\n    listen-on-v6 port {port} {{ {v6}}};\n    "
+            );
+        }
         let transfers = match self.config.transfers {
             None => "",
             Some(true) => "allow-transfer { any; };",
@@ -199,9 +214,7 @@ impl ZoneServer {
     pid-file "{dir}/named.pid";
     session-keyfile "{dir}/session.key";
     lock-file "{dir}/named.lock";
-    listen-on port {port} {{ {v4}}};
-    listen-on-v6 port {port} {{ {v6}}};
-    recursion no;
+    {listen}recursion no;
     dnssec-validation no;
 }};
 controls {{}};
@@ -220,11 +233,13 @@ zone "{zone}" {{
     }
 
     fn knot_config(&self) -> String {
-        let ZoneServerConfig { zone, port, key_name, key_secret, .. } = &self.config;
+        let ZoneServerConfig { zone, key_name, key_secret, listen, .. } = &self.config;
         let dir = self.dir.display();
-        let listen: Vec<String> =
-            self.config.listen.iter().map(|address| format!("{address}@{port}")).collect();
-        let listen = listen.join(", ");
+        let listen = self
+            .ports()
+            .flat_map(|port| listen.iter().map(move |address| format!("{address}@{port}")))
+            .collect::<Vec<String>>()
+            .join(", ");
         let actions = match self.config.transfers {
             Some(true) => "[ update, transfer ]",
             None | Some(false) => "update",

@@ -372,6 +372,7 @@ impl Server {
             zone: ZONE.to_owned(),
             listen: vec![LOOPBACK],
             port: free_port(),
+            more_ports: vec![],
             key_name: KEY_NAME.to_owned(),
             key_secret: BASE64.encode(SECRET),
             transfers,

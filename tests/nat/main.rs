@@ -2,9 +2,12 @@
 //! They need root, and the programs that `make test` installs.
 
 mod faults;
+mod faults_path;
+mod flow;
 mod interop;
 mod lab_command;
 mod nats;
+mod pair;
 mod paths;
 mod plain_peer;
 mod records;

@@ -99,12 +99,16 @@ impl Stage {
     pub(crate) fn start_advertised(&self, name: &str, number: u8, host: &Host) -> Member {
         let before = self.setup.adverts().len();
         let mut member = self.start(name, number, host);
+        self.wait_for_adverts(&mut member, before + 1);
         member
-            .wait_for("its advert in the zone", JOIN_LIMIT, |_| {
-                (self.setup.adverts().len() > before).then_some(())
-            })
+    }
+
+    /// Waits until the zone lists so many adverts, this node's among them.
+    pub(crate) fn wait_for_adverts(&self, member: &mut Member, count: usize) {
+        let listed = |_: &_| (self.setup.adverts().len() >= count).then_some(());
+        member
+            .wait_for("its advert in the zone", JOIN_LIMIT, listed)
             .expect("a node advertises itself");
-        member
     }
 
     /// A node at each of two places, which have reached each other.

@@ -1,0 +1,103 @@
+//! Two nodes that have reached each other, and what can be asked of both at once.
+
+use std::{
+    net::IpAddr,
+    thread,
+    time::{Duration, Instant},
+};
+
+use zonemesh::lab::{
+    member::{Member, find_peer},
+    nat::Kind,
+};
+
+use crate::{
+    flow::{Flow, Report},
+    stage::{JOIN_LIMIT, LAN_A, LAN_B, Place, Stage, finish},
+};
+
+/// How often it is looked whether a path has changed. Changes in between are in the log.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Two nodes, `a` and `b`, each at a place of its own.
+pub(crate) struct Pair {
+    pub(crate) stage: Stage,
+    pub(crate) places: [Place; 2],
+    pub(crate) nodes: [Member; 2],
+}
+
+impl Pair {
+    /// Two nodes behind NATs of these kinds that have a direct path.
+    pub(crate) fn direct(mut stage: Stage, kinds: [Kind; 2]) -> Self {
+        let places = [stage.behind("a", kinds[0], LAN_A), stage.behind("b", kinds[1], LAN_B)];
+        let (a, b) = stage.joined(&places[0], &places[1]);
+        let mut pair = Self { stage, places, nodes: [a, b] };
+        pair.reach("direct", JOIN_LIMIT);
+        pair
+    }
+
+    /// The addresses as which the core sees the two.
+    pub(crate) fn public(&self) -> [IpAddr; 2] {
+        self.places.each_ref().map(|place| place.public[0])
+    }
+
+    /// Waits until both have a path of this kind, and tells how long that took.
+    pub(crate) fn reach(&mut self, kind: &str, limit: Duration) -> Duration {
+        let start = Instant::now();
+        for (node, peer) in self.nodes.iter_mut().zip(["b", "a"]) {
+            let left = limit.saturating_sub(start.elapsed());
+            node.wait_for(&format!("a {kind} path"), left, |status| {
+                (find_peer(status, peer)?["path"]["kind"] == kind).then_some(())
+            })
+            .expect("it comes in time");
+        }
+        start.elapsed()
+    }
+
+    /// Flows both ways while something happens: what became of each.
+    pub(crate) fn flow_while(
+        &mut self,
+        per_second: u32,
+        happens: impl FnOnce(&mut Self),
+    ) -> [Report; 2] {
+        let [a, b] = &self.nodes;
+        let flows = [Flow::start(a, b, per_second), Flow::start(b, a, per_second)];
+        happens(self);
+        flows.map(Flow::stop)
+    }
+
+    /// Both keep their paths for so long.
+    pub(crate) fn assert_stays(&self, time: Duration) {
+        let [a, b] = &self.nodes;
+        assert_stays(a, b, time);
+    }
+
+    /// The direct path is a direct one at the core too.
+    pub(crate) fn assert_direct(&self) {
+        let [a, b] = &self.nodes;
+        self.stage.assert_direct((a, &self.places[0]), (b, &self.places[1]));
+    }
+
+    /// Ends both, as a scenario should.
+    pub(crate) fn finish(self) {
+        finish(self.nodes);
+    }
+}
+
+/// Neither of two nodes changes its path to the other for so long.
+pub(crate) fn assert_stays(a: &Member, b: &Member, time: Duration) {
+    let start = Instant::now();
+    let look = || [path(a, b.name()), path(b, a.name())];
+    let before = look();
+    while start.elapsed() < time {
+        thread::sleep(LOOK.min(time));
+        assert_eq!(look(), before, "a path changed\n{}\n{}", a.log(), b.log());
+    }
+}
+
+/// By which way a node reaches its peer, and how often it has told of a new one.
+fn path(node: &Member, peer: &str) -> (String, usize) {
+    let path = node.peer(peer).expect("it knows its peer")["path"].clone();
+    let way = format!("{} by {} at {}", path["kind"], path["relay"], path["remote"]);
+    (way, node.log().lines().filter(|line| line.contains(" path ")).count())
+}

@@ -84,6 +84,19 @@ enum Command {
         #[arg(long, value_name = "FILE", conflicts_with = "socket")]
         config: Option<PathBuf>,
     },
+    /// Tells why a peer is reached as it is: every pair of ends, its last check, its result
+    Explain {
+        /// A name, a public key or an overlay address
+        peer: String,
+        /// As JSON, for machines
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        socket: SocketArguments,
+        /// Finds the socket by this configuration
+        #[arg(short, long, value_name = "FILE", conflicts_with = "socket")]
+        config: Option<PathBuf>,
+    },
     /// Tells how the NAT behaves and which STUN servers answer
     Netcheck {
         /// The configuration
@@ -130,6 +143,10 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             let count = count.unwrap_or(if until_direct { 0 } else { 4 });
             let reached = ping(&socket, &peer, count, until_direct)?;
             Ok(if reached { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Explain { peer, json, socket, config } => {
+            let socket = socket.find(config.as_deref())?;
+            say(&explain(&socket, peer, json)?).map(|()| ExitCode::SUCCESS)
         }
         Command::Netcheck { config, json } => {
             let config = Config::load(&config)?;
@@ -223,6 +240,14 @@ fn status(socket: &Path, json: bool) -> anyhow::Result<String> {
         other => return Err(unexpected(other)),
     };
     if json { json_line(&status) } else { Ok(status.to_string()) }
+}
+
+fn explain(socket: &Path, peer: String, json: bool) -> anyhow::Result<String> {
+    match Client::connect(socket)?.ask(&Request::Explain { peer })? {
+        Reply::Explanation(told) if json => json_line(&told),
+        Reply::Explanation(told) => Ok(told.to_string()),
+        other => Err(unexpected(other)),
+    }
 }
 
 /// Shows the status every second; a daemon that is gone for a while may come back.

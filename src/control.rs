@@ -1,4 +1,4 @@
-//! The control socket: how `status` and `ping` talk to the daemon.
+//! The control socket: how `status`, `ping` and `explain` talk to the daemon.
 //!
 //! A Unix stream socket (mode 0600) that takes one JSON object on a line and answers
 //! each with one. The daemon's side hands every request to the control loop as an
@@ -30,6 +30,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use crate::{
+    explain::Explanation,
     node::Event,
     status::{PathStatus, Status},
 };
@@ -52,6 +53,11 @@ const IDLE_LIMIT: Duration = Duration::from_secs(60);
 pub enum Request {
     /// How things stand.
     Status,
+    /// Why a peer is reached as it is.
+    Explain {
+        /// A name, a key, or an overlay address.
+        peer: String,
+    },
     /// One echo over the mesh.
     Ping {
         /// A name, a key, or an overlay address.
@@ -67,6 +73,8 @@ pub enum Request {
 pub enum Reply {
     /// How things stand.
     Status(Box<Status>),
+    /// Why a peer is reached as it is.
+    Explanation(Box<Explanation>),
     /// What became of an echo.
     Echo {
         /// The peer's name, or its key.

@@ -11,6 +11,7 @@ pub mod config;
 pub mod control;
 pub mod dataplane;
 pub mod demux;
+pub mod explain;
 pub mod lab;
 pub mod mesh;
 pub mod netcheck;

@@ -177,17 +177,10 @@ impl fmt::Display for Status {
         for warning in &self.warnings {
             writeln!(f, "warning    {warning}")?;
         }
-        let mut rows = vec![
-            ["PEER", "PATH", "RTT", "HANDSHAKE", "RECEIVED", "SENT", "ROUTES"].map(String::from),
-        ];
-        rows.extend(self.peers.iter().map(PeerStatus::row));
-        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-        let widths: Vec<usize> = (0..rows[0].len()).filter_map(width).collect();
-        writeln!(f)?;
-        for row in &rows {
-            let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-            writeln!(f, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
-        }
+        let heading = ["PEER", "PATH", "RTT", "HANDSHAKE", "RECEIVED", "SENT", "ROUTES"];
+        let rows = self.peers.iter().map(PeerStatus::row);
+        let rows = std::iter::once(heading.map(String::from)).chain(rows);
+        write!(f, "\n{}", table(rows))?;
         if self.peers.is_empty() {
             writeln!(f, "no peers yet")?;
         }
@@ -231,11 +224,25 @@ pub(crate) fn printable(name: &str) -> String {
     name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
+/// Rows whose columns stand straight.
+pub(crate) fn table<const N: usize>(rows: impl IntoIterator<Item = [String; N]>) -> String {
+    let rows: Vec<[String; N]> = rows.into_iter().collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<usize> = (0..N).filter_map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
 fn list<T: ToString>(items: &[T]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-fn or_dash(text: String) -> String {
+pub(crate) fn or_dash(text: String) -> String {
     if text.is_empty() { "-".into() } else { text }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{mpsc, oneshot};
@@ -14,6 +14,7 @@ use crate::{
     config::Trust,
     control::{ControlRequest, Reply, Request},
     dataplane::PeerReport,
+    explain::{Explanation, PairExplanation},
     mesh::roster::Said,
     netcheck::source_address,
     ping,
@@ -40,6 +41,7 @@ impl Node {
     pub(super) fn handle_control(&mut self, control: ControlRequest) {
         match control.request {
             Request::Status => answer(control.reply, Reply::Status(Box::new(self.status()))),
+            Request::Explain { peer } => answer(control.reply, self.explain(&peer)),
             Request::Ping { peer, sequence } => self.ping(&peer, sequence, control.reply),
         }
     }
@@ -63,11 +65,7 @@ impl Node {
     }
 
     fn ping(&self, peer: &str, sequence: u16, reply: oneshot::Sender<Reply>) {
-        let Some(node) = self.mesh.find(peer) else {
-            let message =
-                format!("no peer is named {peer}, has that key, or that address behind it");
-            return answer(reply, Reply::Error { message });
-        };
+        let Some(node) = self.mesh.find(peer) else { return answer(reply, unknown(peer)) };
         let target = peer.parse().ok().or_else(|| self.mesh.overlay_address(&node));
         let Some(target) = target else {
             let message = format!("no overlay address of {peer} is known: name one instead");
@@ -78,6 +76,22 @@ impl Node {
             let outcome = ping::echo(target, &interface, sequence, ECHO_LIMIT).await;
             tell(&events, Event::Echoed(Echoed { node, target, outcome, reply })).await;
         });
+    }
+
+    fn explain(&self, peer: &str) -> Reply {
+        let Some(node) = self.mesh.find(peer) else { return unknown(peer) };
+        let report = self.data.peers_report().into_iter().find(|r| r.public_key == node);
+        let now = Instant::now();
+        let mut pairs = self.mesh.pairs(&node);
+        pairs.sort_by_key(|pair| (!pair.selected, pair.rtt.is_none(), pair.tier, pair.rtt));
+        Reply::Explanation(Box::new(Explanation {
+            name: self.mesh.advert(&node).map(|advert| advert.name.clone()).unwrap_or_default(),
+            public_key: node.to_string(),
+            path: report.map_or(PathStatus::NONE, |report| self.path_status(&report)),
+            reason: String::new(),
+            advice: None,
+            pairs: pairs.iter().map(|pair| PairExplanation::new(pair, |_| None, now)).collect(),
+        }))
     }
 
     fn status(&self) -> Status {
@@ -185,6 +199,11 @@ impl Node {
         let all = control.into_iter().chain(data).filter(|(_, count)| *count > 0);
         all.map(|(reason, count)| (reason.to_owned(), count)).collect()
     }
+}
+
+fn unknown(peer: &str) -> Reply {
+    let message = format!("no peer is named {peer}, has that key, or that address behind it");
+    Reply::Error { message }
 }
 
 async fn tell(events: &mpsc::Sender<Event>, event: Event) {

@@ -66,12 +66,16 @@ use stun_rs::{
         discovery::Padding,
         ice::{IceControlled, IceControlling, Priority, UseCandidate},
         stun::{Fingerprint, MessageIntegritySha256, UserName, XorMappedAddress},
+        turn::Data,
     },
     methods::BINDING,
 };
 use x25519_dalek::{PublicKey, StaticSecret};
 
-use crate::candidate::{CandidateKind, canonical};
+use crate::{
+    candidate::{CandidateKind, canonical},
+    courier::Note,
+};
 
 /// What no other use of the same shared secret says.
 const SALT: &[u8] = b"zonemesh check v1";
@@ -99,6 +103,12 @@ const MAX_LEN: usize = 512;
 /// Makes a request as long as the longest answer to it.
 const PADDING: &str = "000000000000";
 
+/// The type of a Binding indication (RFC 8489 §5), which carries a note.
+const NOTE: [u8; 2] = [0x00, 0x11];
+
+/// The longest note: what every IPv6 link carries whole, less IPv6 and UDP.
+const MAX_NOTE: usize = 1232;
+
 /// The magic cookie (RFC 8489 §5).
 const COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 
@@ -114,12 +124,19 @@ impl Username {
     /// it is to be believed before that agent has verified it.
     pub fn peek(datagram: &[u8]) -> Option<Self> {
         let (header, attributes) = datagram.split_at_checked(HEADER_LEN)?;
-        let binding = matches!(header[..2], [0x00, 0x01] | [0x01, 0x01]);
+        let binding =
+            matches!(header[..2], [0x00, 0x01] | [0x01, 0x01]) || header.starts_with(&NOTE);
         let name = attributes.get(..USERNAME_LEN)?.strip_prefix(&[0x00, 0x06, 0x00, 0x10])?;
         if !binding || header[4..8] != COOKIE {
             return None;
         }
         name.try_into().ok().map(Self)
+    }
+
+    /// Whether this datagram, whose user name was found, is a note: for the courier and
+    /// not for the agent.
+    pub fn is_of_note(datagram: &[u8]) -> bool {
+        datagram.starts_with(&NOTE)
     }
 
     /// The same of a request alone: what nobody asked for is no knock.
@@ -247,7 +264,7 @@ impl CheckKeys {
         if username != self.inbound.username {
             return Err(OpenError::Foreign);
         }
-        self.inbound.verify(datagram)?;
+        self.inbound.verify(datagram, MAX_LEN)?;
         let (message, _) =
             MessageDecoder::default().decode(datagram).map_err(|_| OpenError::Malformed)?;
         check_fingerprint(&message, datagram)?;
@@ -279,6 +296,49 @@ impl CheckKeys {
     }
 }
 
+impl CheckKeys {
+    /// Makes the datagram of a note.
+    pub(crate) fn seal_note(&self, note: &Note) -> Vec<u8> {
+        let Direction { username, key } = &self.outbound;
+        let mut message = StunMessageBuilder::new(BINDING, MessageClass::Indication)
+            .with_transaction_id(TransactionId::from(&note.id))
+            .with_attribute(UserName::new(username.as_str()).expect("Base64url is plain ASCII"));
+        if let Some(content) = &note.content {
+            message = message.with_attribute(Data::new(content.as_slice()));
+        }
+        let message = message
+            .with_attribute(MessageIntegritySha256::new(key.clone()))
+            .with_attribute(Fingerprint::default())
+            .build();
+        let mut datagram = vec![0; MAX_NOTE];
+        let len = MessageEncoder::default()
+            .encode(&mut datagram, &message)
+            .expect("the content is bounded");
+        datagram.truncate(len);
+        datagram
+    }
+
+    /// Verifies a note and reads it.
+    ///
+    /// # Errors
+    /// [`OpenError`] says why it is none of the peer's.
+    pub(crate) fn open_note(&self, datagram: &[u8]) -> Result<Note, OpenError> {
+        let username = Username::peek(datagram).ok_or(OpenError::Malformed)?;
+        if username != self.inbound.username {
+            return Err(OpenError::Foreign);
+        }
+        self.inbound.verify(datagram, MAX_NOTE)?;
+        let (message, _) =
+            MessageDecoder::default().decode(datagram).map_err(|_| OpenError::Malformed)?;
+        check_fingerprint(&message, datagram)?;
+        if message.class() != MessageClass::Indication {
+            return Err(OpenError::Malformed);
+        }
+        let content = message.get::<Data>().map(|data| data.expect_data().as_bytes().to_vec());
+        Ok(Note { id: *message.transaction_id().as_bytes(), content })
+    }
+}
+
 impl fmt::Debug for CheckKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CheckKeys")
@@ -301,9 +361,9 @@ impl Direction {
     /// Verifies length, form of the tail and MESSAGE-INTEGRITY-SHA256 (RFC 8489
     /// §14.6). By hand, because stun-rs neither requires the attribute nor compares
     /// it in constant time.
-    fn verify(&self, datagram: &[u8]) -> Result<(), OpenError> {
+    fn verify(&self, datagram: &[u8], max_len: usize) -> Result<(), OpenError> {
         let least = HEADER_LEN + USERNAME_LEN + INTEGRITY_LEN + FINGERPRINT_LEN;
-        if !(least..=MAX_LEN).contains(&datagram.len()) || !datagram.len().is_multiple_of(4) {
+        if !(least..=max_len).contains(&datagram.len()) || !datagram.len().is_multiple_of(4) {
             return Err(OpenError::Malformed);
         }
         let length = usize::from(u16::from_be_bytes([datagram[2], datagram[3]]));

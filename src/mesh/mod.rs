@@ -8,6 +8,7 @@
 //! socket, a clock or the machine.
 
 mod lookup;
+mod note;
 pub mod own;
 pub mod roster;
 
@@ -20,12 +21,12 @@ use std::{
 use ipnet::IpNet;
 use tracing::{info, warn};
 use zonemesh_discovery::{
-    advert::{Advert, CandidateKind as Advertised, InstanceRecords, is_public},
+    advert::{Advert, CandidateKind as Advertised, InstanceRecords, SignedAdvert, is_public},
     identity::PublicKey,
 };
 use zonemesh_punch::{
-    Agent, Candidate, CandidateKind, CheckKeys, Event as AgentEvent, LocalRelay, PairStatus, Route,
-    SelectedPath, Transmit, Username,
+    Agent, Candidate, CandidateKind, CheckKeys, Courier, Event as AgentEvent, LocalRelay,
+    PairStatus, Route, SelectedPath, Transmit, Username,
 };
 
 use self::roster::{Roster, Said};
@@ -89,6 +90,8 @@ pub struct Mesh {
     next_sweep: Instant,
     local: Vec<Candidate>,
     relays: Vec<LocalRelay>,
+    /// This node's advert, as it is handed to members.
+    note: Option<Vec<u8>>,
     connected: BTreeSet<IpNet>,
     services: Vec<IpAddr>,
     resolved: Resolved,
@@ -96,7 +99,7 @@ pub struct Mesh {
     routed: BTreeSet<IpNet>,
     transmits: VecDeque<Transmit>,
     events: VecDeque<MeshEvent>,
-    agents_made: u64,
+    seeds_made: u64,
     checks_dropped: u64,
     /// The two clocks, as they were last handed in.
     clock: (Instant, SystemTime),
@@ -143,6 +146,7 @@ pub struct WirePeer {
 
 struct Peer {
     agent: Option<Agent>,
+    courier: Option<Courier>,
     deadline: Option<Instant>,
     /// When WireGuard last accepted a packet of it.
     heard: Option<Instant>,
@@ -167,13 +171,14 @@ impl Mesh {
             next_sweep: now + SWEEP,
             local: Vec::new(),
             relays: Vec::new(),
+            note: None,
             connected: BTreeSet::new(),
             services: Vec::new(),
             resolved: Resolved::default(),
             routed: BTreeSet::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
-            agents_made: 0,
+            seeds_made: 0,
             checks_dropped: 0,
             clock: (now, wall),
         };
@@ -272,9 +277,18 @@ impl Mesh {
         };
         // Through the tunnel itself every peer can be reached: no path to build it on.
         let through_tunnel = self.is_overlay(route.remote.ip());
-        let agent = self.peers.get_mut(&node).and_then(|peer| peer.agent.as_mut());
-        let taken = match agent {
-            Some(agent) if !through_tunnel => agent.handle_datagram(route, datagram, now).is_ok(),
+        let peer = self.peers.get_mut(&node).filter(|_| !through_tunnel);
+        let taken = match peer {
+            Some(peer) if Username::is_of_note(datagram) => {
+                let note = peer.courier.as_mut().map(|c| c.handle_datagram(route, datagram, now));
+                if let Some(Ok(Some(content))) = &note {
+                    self.handle_note(&node, content, now);
+                }
+                matches!(note, Some(Ok(_)))
+            }
+            Some(Peer { agent: Some(agent), .. }) => {
+                agent.handle_datagram(route, datagram, now).is_ok()
+            }
             _ => false,
         };
         self.drain(&node, now);
@@ -283,6 +297,35 @@ impl Mesh {
         } else {
             self.checks_dropped += 1;
             CheckOutcome::Dropped
+        }
+    }
+
+    /// Takes what a member has handed us of itself: its advert, which may be newer than the
+    /// one that we have read.
+    fn handle_note(&mut self, node: &PublicKey, content: &[u8], now: Instant) {
+        let wall = self.wall(now);
+        let Some(txt) = note::read(content) else { return };
+        if self.roster.as_mut().is_some_and(|roster| roster.handle_shared(node, &txt, wall)) {
+            info!(peer = %node, "a newer advert came over the mesh");
+            self.rearrange(now);
+        }
+    }
+
+    /// Takes this node's newest advert, to be handed to every member.
+    pub fn set_own_advert(&mut self, advert: &SignedAdvert, now: Instant) {
+        self.note = Some(note::write(advert.txt()));
+        let all: Vec<PublicKey> = self.peers.keys().copied().collect();
+        for node in all {
+            self.offer_note(&node, now);
+        }
+    }
+
+    fn offer_note(&mut self, node: &PublicKey, now: Instant) {
+        let peer = self.peers.get_mut(node);
+        let courier = peer.and_then(|peer| peer.courier.as_mut());
+        if let (Some(courier), Some(note)) = (courier, &self.note) {
+            courier.offer(note.clone(), now);
+            self.drain(node, now);
         }
     }
 
@@ -470,8 +513,9 @@ impl Mesh {
         for (node, has_advert) in members {
             let has_agent = self.peers.get(&node).is_some_and(|peer| peer.agent.is_some());
             if has_advert && !has_agent {
-                let agent = self.new_agent(&node, now);
-                self.peers.insert(node, Peer::new(agent, now));
+                let (agent, courier) = self.new_agent(&node, now).unzip();
+                self.peers.insert(node, Peer { courier, ..Peer::new(agent, now) });
+                self.offer_note(&node, now);
                 let name = self.advert(&node).map_or("", |advert| &advert.name);
                 info!(peer = %node, name, "found");
             } else if !has_advert {
@@ -528,9 +572,10 @@ impl Mesh {
         self.settings.fixed.iter().any(|(fixed, _)| fixed == node)
     }
 
-    fn new_agent(&mut self, node: &PublicKey, now: Instant) -> Option<Agent> {
-        let Settings { own, private_key, seed, .. } = &self.settings;
-        let keys = match CheckKeys::new(private_key, own.as_bytes(), node.as_bytes()) {
+    fn new_agent(&mut self, node: &PublicKey, now: Instant) -> Option<(Agent, Courier)> {
+        let Settings { own, private_key, .. } = &self.settings;
+        let keys = || CheckKeys::new(private_key, own.as_bytes(), node.as_bytes());
+        let (keys, courier_keys) = match keys().and_then(|one| Ok((one, keys()?))) {
             Ok(keys) => keys,
             Err(error) => {
                 warn!(peer = %node, "no path can be sought: {error}");
@@ -538,22 +583,33 @@ impl Mesh {
             }
         };
         self.usernames.insert(keys.inbound_username(), *node);
-        let mut seed = *seed;
-        for (byte, count) in seed.iter_mut().zip(self.agents_made.to_le_bytes()) {
-            *byte ^= count;
-        }
-        self.agents_made += 1;
+        let courier = Courier::new(courier_keys, self.next_seed(), now);
+        let seed = self.next_seed();
         let mut agent = Agent::new(keys, seed, now, self.unix_ms(now));
         agent.set_local_candidates(&self.local, now);
         agent.set_relays(&self.relays, now);
-        Some(agent)
+        Some((agent, courier))
+    }
+
+    /// A seed of its own for each machine.
+    fn next_seed(&mut self) -> [u8; 32] {
+        let mut seed = self.settings.seed;
+        for (byte, count) in seed.iter_mut().zip(self.seeds_made.to_le_bytes()) {
+            *byte ^= count;
+        }
+        self.seeds_made += 1;
+        seed
+    }
+
+    /// The wall clock, by the clocks as they were last handed in.
+    fn wall(&self, now: Instant) -> SystemTime {
+        let (then, wall) = self.clock;
+        wall + now.saturating_duration_since(then)
     }
 
     /// Milliseconds since 1970, by the clocks as they were last handed in.
     fn unix_ms(&self, now: Instant) -> u64 {
-        let (then, wall) = self.clock;
-        let wall = wall + now.saturating_duration_since(then);
-        let since = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since = self.wall(now).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
@@ -629,7 +685,21 @@ impl Mesh {
             });
         }
         let is_first = !peer.has_path;
-        let deadline = agent.poll_timeout();
+        let mut deadline = agent.poll_timeout();
+        if let Some(courier) = &mut peer.courier
+            && courier.poll_timeout().is_some()
+        {
+            let mut routes: Vec<_> = agent.pairs().filter(|pair| pair.rtt.is_some()).collect();
+            routes.sort_by_key(|pair| (!pair.selected, pair.suspect, pair.unanswered, pair.tier));
+            let routes: Vec<Route> = routes.into_iter().map(|pair| pair.route).collect();
+            courier.handle_timeout(&routes, now);
+            // Without a route there is nothing to do until the agent has one.
+            let due = courier.poll_timeout().filter(|_| !routes.is_empty());
+            deadline = deadline.into_iter().chain(due).min();
+        }
+        while let Some(transmit) = peer.courier.as_mut().and_then(Courier::poll_transmit) {
+            self.transmits.push_back(transmit);
+        }
         if let Some(route) = path {
             match route {
                 Some(route) => info!(peer = %node, %route, "path"),
@@ -665,6 +735,7 @@ impl Peer {
     fn new(agent: Option<Agent>, now: Instant) -> Self {
         Self {
             agent,
+            courier: None,
             deadline: None,
             heard: None,
             sent_bytes: 0,

@@ -185,6 +185,24 @@ impl Roster {
         self.handle_txt(txt, Source::Memory, wall)
     }
 
+    /// Takes the TXT strings that a member handed us of itself. Returns whether it changed.
+    /// Nobody becomes a member that way, and nobody speaks for another.
+    pub fn handle_shared(&mut self, node: &PublicKey, txt: &[Vec<u8>], wall: SystemTime) -> bool {
+        match SignedAdvert::verify(&self.zone, txt, wall) {
+            Ok(signed) if signed.advert().node == *node && self.members.contains_key(node) => {
+                self.take(Entry::Signed(signed), Source::Member)
+            }
+            Ok(_) => {
+                self.dropped.foreign += 1;
+                false
+            }
+            Err(error) => {
+                self.dropped.count(error);
+                false
+            }
+        }
+    }
+
     fn handle_txt(&mut self, txt: &[Vec<u8>], source: Source, wall: SystemTime) -> bool {
         // Other meshes, and things that are no mesh, share the LAN: no complaint.
         match SignedAdvert::verify(&self.zone, txt, wall) {
@@ -263,6 +281,8 @@ impl Roster {
             Source::Zone => member.in_zone = true,
             Source::Lan => member.on_lan = true,
             Source::Memory => member.remembered = true,
+            // It says nothing of where else it is advertised.
+            Source::Member => {}
         }
         let changed = member.said != said;
         member.said = said;
@@ -288,6 +308,7 @@ enum Source {
     Zone,
     Lan,
     Memory,
+    Member,
 }
 
 impl Dropped {

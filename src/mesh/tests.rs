@@ -238,6 +238,39 @@ fn a_member_that_leaves_the_zone_stays_until_it_falls_silent() {
 }
 
 #[test]
+fn a_newer_advert_comes_over_the_mesh_and_nobody_speaks_for_another() {
+    let mut world = World::new(&[&["10.42.0.0/24"], &["10.42.1.0/24"], &["10.42.2.0/24"]]);
+    world.publish(&[0, 1, 2]);
+    world.run(Duration::from_secs(1), |_, _| false);
+    let keys: Vec<PublicKey> = world.nodes.iter().map(|node| node.key).collect();
+    let elsewhere = "198.51.100.77:4".parse().expect("an address");
+    let candidate = zonemesh_discovery::advert::Candidate {
+        kind: Advertised::ServerReflexive,
+        addr: elsewhere,
+    };
+    let (now, wall) = (world.now, world.wall);
+    let newer = world.nodes[1].own.refresh(&[candidate], now, wall).expect("fits").expect("new");
+    let knows = |world: &World, at: usize| {
+        let advert = world.nodes[at].mesh.advert(&keys[1]).expect("a member");
+        advert.candidates.iter().any(|candidate| candidate.addr == elsewhere)
+    };
+    // The first datagrams are lost; the zone says nothing.
+    world.nodes[1].mesh.set_own_advert(&newer, now);
+    world.run(Duration::from_millis(300), |_, _| true);
+    assert!(!knows(&world, 0));
+    world.run(Duration::from_secs(2), |_, _| false);
+    assert!(knows(&world, 0) && knows(&world, 2));
+    // What node 2 hands on of node 1 is not taken, however new.
+    let (now, wall) = (world.now, world.wall);
+    let latest = world.nodes[1].own.refresh(&[], now, wall).expect("fits").expect("new");
+    world.nodes[2].mesh.set_own_advert(&latest, now);
+    world.run(Duration::from_secs(2), |_, _| false);
+    assert!(knows(&world, 0));
+    let roster = world.nodes[0].mesh.roster().expect("a roster");
+    assert_eq!(roster.dropped().foreign, 1);
+}
+
+#[test]
 fn a_path_on_which_only_checks_pass_is_not_kept() {
     let mut world = World::new(&[&["10.42.0.0/24"], &["10.42.1.0/24"]]);
     world.publish(&[0, 1]);

@@ -533,6 +533,7 @@ impl Node {
                 if let Err(error) = self.state.save_sequence(advert.advert().sequence) {
                     warn!("cannot keep the advert's number: {error}");
                 }
+                self.mesh.set_own_advert(&advert, now);
                 self.send_advert(&advert);
             }
             Err(error) => warn!("no advert can be made: {error}"),

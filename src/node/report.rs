@@ -8,6 +8,7 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot};
 use zonemesh_discovery::identity::PublicKey;
+use zonemesh_punch::PairStatus;
 
 use super::{Event, Node, start::TRUST_WARNING};
 use crate::{
@@ -88,7 +89,7 @@ impl Node {
             name: self.mesh.advert(&node).map(|advert| advert.name.clone()).unwrap_or_default(),
             public_key: node.to_string(),
             path: report.map_or(PathStatus::NONE, |report| self.path_status(&report)),
-            reason: String::new(),
+            reason: pairs.first().map_or("no pair is known", PairStatus::reason).to_owned(),
             advice: None,
             pairs: pairs.iter().map(|pair| PairExplanation::new(pair, |_| None, now)).collect(),
         }))

@@ -40,7 +40,7 @@ impl Credentials {
 }
 
 /// The password that a shared secret makes of a user name.
-fn time_limited_password(secret: &[u8], username: &str) -> String {
+pub(super) fn time_limited_password(secret: &[u8], username: &str) -> String {
     let mut mac = Hmac::<Sha1>::new_from_slice(secret).expect("HMAC takes a key of any length");
     mac.update(username.as_bytes());
     BASE64.encode(&mac.finalize().into_bytes())

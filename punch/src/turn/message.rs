@@ -9,7 +9,10 @@
 //! stun-rs does the attributes. The signature is verified here, since stun-rs neither
 //! requires MESSAGE-INTEGRITY nor compares it in constant time.
 
-use std::{fmt, net::SocketAddr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use hkdf::hmac::{Hmac, KeyInit, Mac};
 use sha1::Sha1;
@@ -137,7 +140,12 @@ pub enum Family {
 impl Family {
     /// The family of an address.
     pub fn of(addr: &SocketAddr) -> Self {
-        if addr.is_ipv4() { Self::V4 } else { Self::V6 }
+        Self::of_ip(addr.ip())
+    }
+
+    /// The family of an address without a port.
+    pub fn of_ip(ip: IpAddr) -> Self {
+        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
     fn to_stun(self) -> AddressFamily {
@@ -277,6 +285,11 @@ pub fn peek(bytes: &[u8]) -> Option<(Method, Class, TransactionId)> {
     let method = Method::from_stun(kind.method())?;
     let id = header[8..20].try_into().ok()?;
     Some((method, Class::from_stun(kind.class()), id))
+}
+
+/// Whether the message has a MESSAGE-INTEGRITY, right or wrong.
+pub fn is_signed(bytes: &[u8]) -> bool {
+    integrity_at(bytes).is_some()
 }
 
 /// Whether the message is signed with the key: MESSAGE-INTEGRITY is there and right.

@@ -8,5 +8,6 @@ pub mod advert;
 pub mod identity;
 pub mod interfaces;
 pub mod mdns;
+pub mod portmap;
 pub mod stun;
 pub mod zone;

@@ -297,6 +297,14 @@ impl ReflexiveClient {
         self.current.iter().copied()
     }
 
+    /// The same addresses, each with the server that named it last, and when.
+    pub fn named(&self) -> impl Iterator<Item = (SocketAddr, SocketAddr, Instant)> + '_ {
+        self.current.iter().filter_map(|addr| {
+            let words = self.words().filter(|word| word.mapped == *addr);
+            words.max_by_key(|word| word.at).map(|word| (*addr, word.server, word.at))
+        })
+    }
+
     /// How the NAT behaves, as far as it is known: the IPv4 one where there is one.
     pub fn behaviour(&self) -> NatBehaviour {
         self.behaviour

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use zonemesh_discovery::portmap::Found;
 
 /// A node, as it sees itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,6 +43,56 @@ pub struct NodeStatus {
     pub reflexive: Vec<SocketAddr>,
     /// The NAT in front of it.
     pub nat: NatStatus,
+    /// Where it may be reached, as far as it knows.
+    pub candidates: Vec<CandidateStatus>,
+    /// What the router says of port mappings; `null` until it was asked.
+    pub port_mapping: Option<PortMappingStatus>,
+}
+
+/// One of this node's own candidates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CandidateStatus {
+    /// `host`, `reflexive`, `mapped` or `relayed`.
+    pub kind: String,
+    /// The address and port.
+    pub address: SocketAddr,
+    /// Who named it: an interface, a STUN server, a protocol, a relay.
+    pub source: String,
+    /// Seconds since it is known.
+    pub age_s: u64,
+    /// Seconds since nobody confirms it any more; `null` while somebody does.
+    pub stale_s: Option<u64>,
+}
+
+/// A router's port mappings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortMappingStatus {
+    /// The protocols that it speaks.
+    pub protocols: Vec<String>,
+    /// The protocol by which it granted one.
+    pub protocol: Option<String>,
+    /// As what it maps our port.
+    pub address: Option<SocketAddr>,
+}
+
+impl From<&Found> for PortMappingStatus {
+    fn from(found: &Found) -> Self {
+        Self {
+            protocols: found.protocols.iter().map(ToString::to_string).collect(),
+            protocol: found.mapped.map(|mapped| mapped.protocol.to_string()),
+            address: found.mapped.map(|mapped| mapped.addr),
+        }
+    }
+}
+
+impl fmt::Display for PortMappingStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.protocol, self.address) {
+            (Some(protocol), Some(address)) => write!(f, "{address} by {protocol}"),
+            _ if self.protocols.is_empty() => f.write_str("the router speaks no such protocol"),
+            _ => write!(f, "refused by {}", self.protocols.join(", ")),
+        }
+    }
 }
 
 /// A NAT, in RFC 4787's words: `endpoint-independent`, `address-dependent`,
@@ -171,6 +222,9 @@ impl fmt::Display for Status {
         let NatStatus { mapping, filtering, .. } = &node.nat;
         writeln!(f, "seen as    {}", or_dash(list(&node.reflexive)))?;
         writeln!(f, "NAT        mapping {mapping}, filtering {filtering}")?;
+        if let Some(port_mapping) = &node.port_mapping {
+            writeln!(f, "mapping    {port_mapping}")?;
+        }
         if let Some(zone) = zone {
             writeln!(f, "zone       {zone}")?;
         }
@@ -278,6 +332,8 @@ mod tests {
                     filtering: "address-and-port-dependent".into(),
                     hairpin: None,
                 },
+                candidates: vec![],
+                port_mapping: None,
             },
             peers: vec![PeerStatus {
                 name: "b\u{1b}[2J".into(),

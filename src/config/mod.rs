@@ -51,6 +51,8 @@ pub struct Config {
     pub zone: Option<ZoneConfig>,
     /// `[mdns]`
     pub mdns: MdnsConfig,
+    /// `[portmap]`: whether to ask the router for a port mapping.
+    pub portmap: bool,
     /// `[stun]`: the servers; where empty, the zone's SRV records name them.
     pub stun_servers: Vec<SocketAddr>,
     /// `[relay]`

@@ -45,6 +45,7 @@ pub(super) fn config(file: &Path, text: &str) -> Result<Config> {
     let interface = interface(root.section("interface")?)?;
     let zone = root.take("zone").map(|item| zone(item.section()?, &mut warnings)).transpose()?;
     let mdns = mdns(root.section("mdns")?)?;
+    let portmap = portmap(root.section("portmap")?)?;
     let stun_servers = stun(root.section("stun")?)?;
     let relay = relay(root.section("relay")?, &mut warnings)?;
     let control_socket = control(root.section("control")?, base, &interface.name)?;
@@ -61,6 +62,7 @@ pub(super) fn config(file: &Path, text: &str) -> Result<Config> {
         interface,
         zone,
         mdns,
+        portmap,
         stun_servers,
         relay,
         control_socket,
@@ -175,6 +177,12 @@ fn mdns(mut section: Section<'_>) -> Result<MdnsConfig> {
     };
     section.finish()?;
     Ok(MdnsConfig { enabled, interfaces })
+}
+
+fn portmap(mut section: Section<'_>) -> Result<bool> {
+    let enabled = section.take("enabled").map_or(Ok(true), |item| item.boolean())?;
+    section.finish()?;
+    Ok(enabled)
 }
 
 fn stun(mut section: Section<'_>) -> Result<Vec<SocketAddr>> {

@@ -19,6 +19,7 @@ pub mod member;
 pub mod namespace;
 pub mod nat;
 pub mod net;
+pub mod port_mapper;
 pub mod process;
 pub mod programs;
 pub mod relay_server;

@@ -151,6 +151,15 @@ impl Lab {
         Ok(site)
     }
 
+    /// Gives a site's router one more outer address, which need not be of the lab's range.
+    ///
+    /// # Errors
+    /// When the site is not at the core, or the kernel refuses.
+    pub fn add_public(&self, site: &Site, public: Ipv4Addr) -> Result<()> {
+        site.router.ip(&format!("addr add {public}/32 dev {WAN}"))?;
+        self.core.ip(&format!("route add {public}/32 via {}", site.public()))
+    }
+
     /// The packets that the core has forwarded so far.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("iperf3", "iperf3"),
     ("knotc", "knot"),
     ("knotd", "knot"),
+    ("miniupnpd", "miniupnpd-nftables"),
     ("mount", "mount"),
     ("named", "bind9"),
     ("nft", "nftables"),

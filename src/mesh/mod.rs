@@ -1,12 +1,13 @@
 //! The mesh, pure: peers, prefixes, paths; joins discovery and punch.
 //!
-//! [`roster`] keeps who is a member, [`own`] what this node says of itself. Here each
-//! member gets an agent that looks for a path to it, and the routes that members
-//! claim are resolved into whose they are. Adverts, addresses, checks and what the
-//! data plane heard come in; datagrams to send, paths to install and a note that
-//! peers or routes changed go out. Time is handed in, and nothing here touches a
+//! [`roster`] keeps who is a member, [`gathered`] this node's own addresses, [`own`] what
+//! it says of itself. Here each member gets an agent that looks for a path to it, and the
+//! routes that members claim are resolved into whose they are. Adverts, addresses, checks
+//! and what the data plane heard come in; datagrams to send, paths to install and a note
+//! that peers or routes changed go out. Time is handed in, and nothing here touches a
 //! socket, a clock or the machine.
 
+pub mod gathered;
 mod lookup;
 mod note;
 pub mod own;

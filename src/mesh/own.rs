@@ -2,25 +2,20 @@
 //! it again.
 
 use std::{
-    collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use ipnet::IpNet;
 use zonemesh_discovery::{
-    advert::{Advert, AdvertError, Candidate, CandidateKind, MAX_CANDIDATES, SignedAdvert, Zone},
+    advert::{Advert, AdvertError, Candidate, CandidateKind, SignedAdvert, Zone},
     identity::Identity,
 };
 
 /// How long an advert lasts. Long enough that a zone may be away for a while, short
 /// enough that a node that died without a word is gone within the hour.
 pub const LEASE: Duration = Duration::from_secs(3600);
-
-/// The most reflexive candidates of one family: a NAT that maps by destination shows
-/// another address to each STUN server, and none of them helps a peer for long.
-const MAX_REFLEXIVE: usize = 2;
 
 /// A step of the wall clock after which leases are looked at anew, our own and others'.
 pub const CLOCK_STEP: Duration = Duration::from_secs(60);
@@ -148,11 +143,16 @@ impl Own {
         self.current.as_ref().map(Current::renew_at)
     }
 
-    /// Leaves out the last candidates, which are the worst, until the rest fits.
+    /// Leaves out the last candidates, which are the worst, until the rest fits: relayed
+    /// ones only where there are no others, since they work where nothing else does.
     fn sign_what_fits(&self, mut advert: Advert) -> Result<SignedAdvert, AdvertError> {
         loop {
             match advert.sign(&self.identity, &self.zone) {
-                Err(AdvertError::TooLarge) if advert.candidates.pop().is_some() => {}
+                Err(AdvertError::TooLarge) if !advert.candidates.is_empty() => {
+                    let is_direct = |one: &Candidate| one.kind != CandidateKind::Relayed;
+                    let worst = advert.candidates.iter().rposition(is_direct);
+                    advert.candidates.remove(worst.unwrap_or(advert.candidates.len() - 1));
+                }
                 done => return done,
             }
         }
@@ -169,29 +169,6 @@ impl Current {
 pub fn clock_step(read: (Instant, SystemTime), now: Instant, wall: SystemTime) -> Duration {
     let expected = read.1 + now.saturating_duration_since(read.0);
     wall.duration_since(expected).unwrap_or_else(|earlier| earlier.duration())
-}
-
-/// The candidates of a node with these addresses, best first, without duplicates:
-/// reflexive ones that are no own address, at most two of a family, then its own.
-pub fn candidates(hosts: &[IpAddr], port: u16, reflexive: &[SocketAddr]) -> Vec<Candidate> {
-    let own: BTreeSet<SocketAddr> = hosts.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
-    let mut chosen: Vec<Candidate> = Vec::new();
-    for v4 in [true, false] {
-        let seen = reflexive.iter().filter(|addr| addr.is_ipv4() == v4 && !own.contains(addr));
-        let kind = CandidateKind::ServerReflexive;
-        chosen.extend(seen.take(MAX_REFLEXIVE).map(|addr| Candidate { kind, addr: *addr }));
-    }
-    let hosts = hosts
-        .iter()
-        .map(|ip| Candidate { kind: CandidateKind::Host, addr: SocketAddr::new(*ip, port) });
-    chosen.extend(hosts);
-    let mut known = BTreeSet::new();
-    // What others would not believe is not said: loopback, multicast, link-local.
-    chosen.retain(|candidate| {
-        candidate.to_string().parse::<Candidate>().is_ok() && known.insert(candidate.addr)
-    });
-    chosen.truncate(MAX_CANDIDATES);
-    chosen
 }
 
 #[cfg(test)]
@@ -290,40 +267,20 @@ mod tests {
         own.template.routes = (0..16)
             .map(|n| format!("fd00:1111:2222:{n:04x}::/64").parse().expect("a prefix"))
             .collect();
-        let hosts: Vec<IpAddr> = (1..=8)
+        let all: Vec<Candidate> = (1..=8)
             .map(|n| {
-                format!("2001:db8:1111:2222:3333:4444:5555:{n:04x}").parse().expect("an address")
+                let kind = if n > 6 { CandidateKind::Relayed } else { CandidateKind::Host };
+                let addr = format!("[2001:db8:1111:2222:3333:4444:5555:{n:04x}]:51820");
+                Candidate { kind, addr: addr.parse().expect("an address") }
             })
             .collect();
-        let all = candidates(&hosts, 51820, &[]);
-        assert_eq!(all.len(), 8);
         let made = own.refresh(&all, Instant::now(), SystemTime::UNIX_EPOCH + WALL);
         let made = made.expect("fits").expect("the first");
         let kept = &made.advert().candidates;
-        assert!(!kept.is_empty() && kept.len() < 8);
-        assert!(all.starts_with(kept));
-    }
-
-    #[test]
-    fn a_public_node_has_no_reflexive_candidate_and_nobody_a_useless_one() {
-        let hosts =
-            ["198.51.100.9", "127.0.0.1", "fe80::1"].map(|ip| ip.parse().expect("an address"));
-        let reflexive = ["198.51.100.9:51820"].map(|addr| addr.parse().expect("an address"));
-        let made = candidates(&hosts, 51820, &reflexive);
-        assert_eq!(
-            made.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            ["h:198.51.100.9:51820"]
-        );
-    }
-
-    #[test]
-    fn a_nat_that_shows_many_addresses_leaves_room_for_the_others() {
-        let reflexive: Vec<SocketAddr> =
-            (1..=6).map(|port| SocketAddr::from(([198, 51, 100, 7], port))).collect();
-        let hosts = ["192.168.1.5".parse().expect("an address")];
-        let made = candidates(&hosts, 51820, &reflexive);
-        let letters: String =
-            made.iter().map(|candidate| candidate.to_string().remove(0)).collect();
-        assert_eq!(letters, "ssh");
+        assert!((3..8).contains(&kept.len()), "{}", kept.len());
+        let (relayed, direct): (Vec<Candidate>, Vec<Candidate>) =
+            kept.iter().partition(|one| one.kind == CandidateKind::Relayed);
+        assert!(all.starts_with(&direct));
+        assert_eq!(relayed, all[6..], "they work where nothing else does");
     }
 }

@@ -36,6 +36,10 @@ fn zone() -> Zone {
     "mesh.example".parse().expect("a zone")
 }
 
+fn host(addr: SocketAddr) -> zonemesh_discovery::advert::Candidate {
+    zonemesh_discovery::advert::Candidate { kind: Advertised::Host, addr }
+}
+
 fn net(text: &str) -> IpNet {
     text.parse().expect("a prefix")
 }
@@ -66,13 +70,7 @@ impl World {
             };
             let roster = Roster::new(zone(), key, Trust::Zone, vec![]);
             let mut mesh = Mesh::new(settings, Some(roster), now, wall);
-            mesh.set_candidates(
-                &own::candidates(&[addr.ip()], 51820, &[])
-                    .into_iter()
-                    .map(to_punch)
-                    .collect::<Vec<_>>(),
-                now,
-            );
+            mesh.set_candidates(&[to_punch(host(addr))], now);
             let own = Own::new(Arc::new(identity), zone(), template, 0);
             Node { key, addr, mesh, own, paths: BTreeMap::new(), initiates: vec![] }
         });
@@ -81,8 +79,7 @@ impl World {
 
     fn advert(&mut self, n: usize) -> Arc<SignedAdvert> {
         let node = &mut self.nodes[n];
-        let candidates = own::candidates(&[node.addr.ip()], 51820, &[]);
-        let made = node.own.refresh(&candidates, self.now, self.wall).expect("fits");
+        let made = node.own.refresh(&[host(node.addr)], self.now, self.wall).expect("fits");
         made.unwrap_or_else(|| Arc::clone(node.own.advert().expect("made before")))
     }
 

@@ -9,13 +9,14 @@
 //! alone owns the control state; no lock guards it. It ends at SIGINT or SIGTERM:
 //! adverts are withdrawn, threads joined, and the device goes with the process.
 
+mod gather;
 mod mtu;
 mod report;
 mod start;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -30,7 +31,7 @@ use tracing::{debug, error, info, warn};
 use zonemesh_discovery::{
     advert::{InstanceRecords, SignedAdvert},
     identity::PublicKey,
-    interfaces::{Change, InterfaceAddress, host_candidates, mdns_interfaces},
+    interfaces::{Change, InterfaceAddress, mdns_interfaces},
     mdns::{Mdns, MdnsEvent},
     stun::{ReflexiveClient, StunEvent},
 };
@@ -44,7 +45,6 @@ use crate::{
     mesh::{
         CheckOutcome, KEEPALIVE_S, Mesh, MeshEvent,
         own::{self, Own},
-        to_punch,
     },
     plan::Plan,
     rendezvous::{Rendezvous, ZoneEvent},
@@ -52,8 +52,8 @@ use crate::{
     tunnel::PresharedKey,
 };
 
-use self::mtu::Mtu;
-pub use self::report::Echoed;
+use self::{gather::Gather, mtu::Mtu};
+pub use self::{gather::GatherEvent, report::Echoed};
 
 /// Events that wait for the loop. A source that finds the queue full waits, and with
 /// it only itself.
@@ -96,6 +96,8 @@ pub enum Event {
     Control(ControlRequest),
     /// An echo that somebody asked for came back, or did not.
     Echoed(Echoed),
+    /// What was found out of this node's own addresses.
+    Gathered(GatherEvent),
 }
 
 /// Runs a node until SIGINT or SIGTERM.
@@ -167,7 +169,8 @@ struct Node {
     /// The prefixes that it advertises.
     routes: Vec<IpNet>,
     events: mpsc::Sender<Event>,
-    hosts: Vec<IpAddr>,
+    /// This node's own candidates.
+    gather: Gather,
     /// The clocks, as they were read last.
     clocks: (Instant, SystemTime),
     zone: ZoneState,
@@ -214,6 +217,7 @@ impl Node {
             }
             Event::Control(control) => self.handle_control(control),
             Event::Echoed(echoed) => self.handle_echoed(echoed),
+            Event::Gathered(event) => self.handle_gathered(event, now),
         }
     }
 
@@ -265,26 +269,24 @@ impl Node {
 
     fn handle_interfaces(&mut self, addresses: &[InterfaceAddress], change: Change, now: Instant) {
         let overlay = self.config.interface.name.clone();
-        let hosts = host_candidates(addresses, &overlay);
         let connected = addresses.iter().filter(|address| address.name != overlay);
         let connected: BTreeSet<IpNet> = connected
             .filter_map(|address| IpNet::new(address.addr, address.prefix_len).ok())
             .map(|prefix| prefix.trunc())
             .collect();
         // Another default route may lead through another NAT, whatever the addresses are.
-        let moved = self.hosts != hosts || change == Change::DefaultRoute;
+        let moved = self.set_hosts(addresses, now) || change == Change::DefaultRoute;
         if moved {
-            debug!(?hosts, "host addresses");
-            self.hosts = hosts;
-            let local: Vec<SocketAddr> =
-                self.hosts.iter().map(|ip| SocketAddr::new(*ip, self.port)).collect();
+            let hosts = self.gather.known.hosts();
+            let local: Vec<SocketAddr> = hosts.map(|ip| SocketAddr::new(ip, self.port)).collect();
+            debug!(?local, "host addresses");
             self.stun.set_local_addresses(&local);
             self.stun.refresh(now);
-            self.hurry_advert(now);
+            self.gather.refresh();
         }
         self.mesh.set_connected(connected, now);
         if moved {
-            self.mesh.set_candidates(&self.local_candidates(), now);
+            self.handle_candidates(now);
             self.mesh.handle_moved(now);
         }
         let wanted = mdns_interfaces(addresses, &self.config.mdns.interfaces, &overlay);
@@ -332,6 +334,9 @@ impl Node {
     fn handle_timeout(&mut self) {
         let (now, wall) = (Instant::now(), SystemTime::now());
         self.stun.handle_timeout(now);
+        if self.gather.known.handle_timeout(now) {
+            self.handle_candidates(now);
+        }
         if self.due.heard <= now {
             self.due.heard = now + HEARD_INTERVAL;
             self.revive_rendezvous();
@@ -386,7 +391,8 @@ impl Node {
         let fixed = [self.due.heard, self.mesh.poll_timeout()];
         let renew = self.own.as_ref().and_then(Own::renew_at);
         let Due { advert, save, apply, .. } = self.due;
-        let others = [self.stun.poll_timeout(), renew, advert, save, apply].into_iter().flatten();
+        let (stun, stale) = (self.stun.poll_timeout(), self.gather.known.poll_timeout());
+        let others = [stun, stale, renew, advert, save, apply].into_iter().flatten();
         fixed.into_iter().chain(others).min().expect("at least two")
     }
 
@@ -395,13 +401,7 @@ impl Node {
         let now = Instant::now();
         while let Some(event) = self.stun.poll_event() {
             match event {
-                StunEvent::Changed => {
-                    let reflexive: Vec<SocketAddr> = self.stun.reflexive().collect();
-                    info!(?reflexive, "reflexive addresses");
-                    self.mesh.set_candidates(&self.local_candidates(), now);
-                    self.mesh.handle_moved(now);
-                    self.hurry_advert(now);
-                }
+                StunEvent::Changed => self.handle_reflexive(now),
                 StunEvent::ServerAnswered { server } => info!(%server, "STUN server answers"),
                 StunEvent::ServerSilent { server } => warn!(%server, "STUN server does not answer"),
                 StunEvent::Behaviour(behaviour) => info!(
@@ -501,15 +501,6 @@ impl Node {
         };
     }
 
-    fn local_candidates(&self) -> Vec<zonemesh_punch::Candidate> {
-        self.candidates().into_iter().map(to_punch).collect()
-    }
-
-    fn candidates(&self) -> Vec<zonemesh_discovery::advert::Candidate> {
-        let reflexive: Vec<SocketAddr> = self.stun.reflexive().collect();
-        own::candidates(&self.hosts, self.port, &reflexive)
-    }
-
     /// Has the advert looked at soon: at once where it is the first that knows a
     /// reflexive address.
     fn hurry_advert(&mut self, now: Instant) {
@@ -525,7 +516,7 @@ impl Node {
     }
 
     fn advertise(&mut self, now: Instant, wall: SystemTime) {
-        let candidates = self.candidates();
+        let candidates = self.gather.known.candidates();
         let Some(own) = &mut self.own else { return };
         match own.refresh(&candidates, now, wall) {
             Ok(None) => {}
@@ -586,7 +577,7 @@ impl Node {
                 rendezvous.stop().await;
             }
         };
-        tokio::join!(lan, zone);
+        tokio::join!(lan, zone, self.gather.stop());
         self.failed
     }
 }

@@ -110,6 +110,8 @@ impl Node {
                 filtering: behaviour.filtering.to_string(),
                 hairpin: None,
             },
+            candidates: self.gather.candidates_status(Instant::now()),
+            port_mapping: self.gather.portmap_status(),
         };
         let mut peers: Vec<PeerStatus> =
             self.data.peers_report().iter().map(|report| self.peer_status(report)).collect();
@@ -207,7 +209,7 @@ fn unknown(peer: &str) -> Reply {
     Reply::Error { message }
 }
 
-async fn tell(events: &mpsc::Sender<Event>, event: Event) {
+pub(super) async fn tell(events: &mpsc::Sender<Event>, event: Event) {
     // The loop is gone only when the node stops, and then nobody waits any more.
     let _ = events.send(event).await;
 }

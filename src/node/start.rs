@@ -19,7 +19,7 @@ use zonemesh_discovery::{
 };
 
 use super::{
-    Due, Event, GATHER_LIMIT, HEARD_INTERVAL, Node, QUEUE, ZoneState,
+    Due, Event, GATHER_LIMIT, Gather, HEARD_INTERVAL, Node, QUEUE, ZoneState,
     mtu::{self, Mtu},
 };
 use crate::{
@@ -110,7 +110,7 @@ impl Node {
             lan_interfaces: Vec::new(),
             routes,
             events: sender.clone(),
-            hosts: Vec::new(),
+            gather: Gather::new(port),
             clocks: (now, wall),
             zone: ZoneState { stun_servers: known, ..ZoneState::default() },
             due: Due {
@@ -124,6 +124,10 @@ impl Node {
             config,
         };
         node.start_monitor(&sender, now).await;
+        // Without a zone nobody would learn of the mapping.
+        if node.config.portmap && zone.is_some() {
+            node.gather.start_portmap(port, &sender);
+        }
         if let Some(zone) = &zone {
             node.rendezvous = Some(start_rendezvous(&node.config, zone, node.public_key, &sender)?);
             node.start_mdns();

@@ -10,6 +10,7 @@ mod nats;
 mod pair;
 mod paths;
 mod plain_peer;
+mod port_mappings;
 mod records;
 mod services;
 mod stage;

@@ -407,6 +407,7 @@ impl Node {
                 StunEvent::Behaviour(behaviour) => info!(
                     mapping = %behaviour.mapping, filtering = %behaviour.filtering, "NAT behaviour"
                 ),
+                StunEvent::Ports(ports) => info!(%ports, "NAT port pattern"),
             }
         }
         while let Some(transmit) = self.stun.poll_transmit() {

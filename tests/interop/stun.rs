@@ -8,7 +8,7 @@ use std::{
 
 use tempfile::TempDir;
 use zonemesh::lab::{nat::Kind, net::Lab, programs, stun_server::StunServer, world::isolated};
-use zonemesh_discovery::stun::{Behaviour, NatBehaviour, ReflexiveClient, StunEvent};
+use zonemesh_discovery::stun::{Behaviour, NatBehaviour, PortPattern, ReflexiveClient, StunEvent};
 
 /// Past all the tries of one request and a whole behaviour test.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -72,18 +72,16 @@ fn each_nat_is_told_by_coturn_with_two_addresses() {
         let command = |program: &str| stun.namespace.command(program);
         let server =
             StunServer::start(command, home.path(), &stun.addresses, 3478).expect("coturn starts");
-        for (name, kind, mapping, filtering) in [
-            ("cone", Kind::FullCone, EndpointIndependent, EndpointIndependent),
-            ("address", Kind::AddressRestricted, EndpointIndependent, AddressDependent),
-            ("port", Kind::PortRestricted, EndpointIndependent, AddressAndPortDependent),
-            ("random", Kind::SymmetricRandom, AddressAndPortDependent, AddressAndPortDependent),
-            (
-                "sequence",
-                Kind::SymmetricSequential,
-                AddressAndPortDependent,
-                AddressAndPortDependent,
-            ),
-            ("ipv6", Kind::Ipv6Firewall, None, AddressAndPortDependent),
+        use PortPattern::{Preserving, Random, Sequential};
+        let dependent = AddressAndPortDependent;
+        let counting = Sequential { step: 1 };
+        for (name, kind, mapping, filtering, ports) in [
+            ("cone", Kind::FullCone, EndpointIndependent, EndpointIndependent, Preserving),
+            ("address", Kind::AddressRestricted, EndpointIndependent, AddressDependent, Preserving),
+            ("port", Kind::PortRestricted, EndpointIndependent, dependent, Preserving),
+            ("random", Kind::SymmetricRandom, dependent, dependent, Random),
+            ("sequence", Kind::SymmetricSequential, dependent, dependent, counting),
+            ("ipv6", Kind::Ipv6Firewall, None, dependent, Preserving),
         ] {
             let lan = if kind == Kind::Ipv6Firewall { "2001:2:1::/64" } else { "192.168.1.0/24" };
             let mut site = lab.site(name, kind, lan).expect("a site");
@@ -111,6 +109,7 @@ fn each_nat_is_told_by_coturn_with_two_addresses() {
             }
             let expected = NatBehaviour { mapping, filtering };
             assert_eq!(node.client.behaviour(), expected, "{kind:?}");
+            assert_eq!(node.client.ports(), ports, "{kind:?}");
             for mapped in node.client.reflexive() {
                 let outer = if mapping == None { node.local().ip() } else { site.public() };
                 assert_eq!(mapped.ip(), outer, "{kind:?}");

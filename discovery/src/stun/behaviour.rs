@@ -1,11 +1,13 @@
 //! The NAT's mapping and filtering behaviour, as RFC 5780 §4.3 and §4.4 find it
 //! out with one server that has a second address.
 //!
-//! Four questions, one after the other. First the filtering, because it can only
-//! be seen while nothing has been sent to the second address yet: an answer from
+//! Four or five questions, one after the other. First the filtering, because it can
+//! only be seen while nothing has been sent to the second address yet: an answer from
 //! there gets in, or one from the same address and the other port, or none of
 //! them. Then the mapping: what the second address sees us as, at the first port
-//! and, where that differs, at the second port.
+//! and, where that differs, at the second port. Where all of these are different, one
+//! more shows how the ports follow each other: as what the first address, at the
+//! second port, sees us.
 
 use std::{fmt, net::SocketAddr, time::Instant};
 
@@ -68,6 +70,8 @@ enum Question {
     /// As what does the other address, at the other port, see us, where its first
     /// port saw us as this?
     SeenByOtherPort(SocketAddr),
+    /// As what does the first address, at the other port, see us?
+    SeenByFirstAddress,
 }
 
 /// A test that is under way.
@@ -80,6 +84,8 @@ pub(super) struct Test {
     question: Question,
     request: Request,
     found: NatBehaviour,
+    /// The ports of the mappings that the questions made, one after the other.
+    ports: Vec<u16>,
 }
 
 /// What comes of a step of the test.
@@ -89,8 +95,8 @@ pub(super) enum Progress {
     Running,
     /// It goes on with this.
     Send(Transmit),
-    /// It is over.
-    Done(NatBehaviour),
+    /// It is over, and these ports were seen, one after the other.
+    Done(NatBehaviour, Vec<u16>),
 }
 
 impl Test {
@@ -107,7 +113,7 @@ impl Test {
         let question = Question::FromOtherAddress;
         let request = question.request(server, other, id, now);
         let found = NatBehaviour::default();
-        Self { server, other, mapped, clean, question, request, found }
+        Self { server, other, mapped, clean, question, request, found, ports: vec![] }
     }
 
     /// The address that was seen when the test began.
@@ -156,18 +162,31 @@ impl Test {
             Question::SeenByOtherAddress => match seen {
                 Some(seen) if seen == self.mapped => {
                     self.found.mapping = Behaviour::EndpointIndependent;
-                    Progress::Done(self.found)
+                    self.done()
                 }
-                Some(seen) => self.ask(Question::SeenByOtherPort(seen), next_id, now),
-                None => Progress::Done(self.found),
+                Some(seen) => {
+                    // The first mapping and this one.
+                    self.ports.extend([self.mapped.port(), seen.port()]);
+                    self.ask(Question::SeenByOtherPort(seen), next_id, now)
+                }
+                None => self.done(),
             },
-            Question::SeenByOtherPort(first) => {
-                self.found.mapping = match seen {
-                    Some(seen) if seen == first => Behaviour::AddressDependent,
-                    Some(_) => Behaviour::AddressAndPortDependent,
-                    None => Behaviour::Unknown,
-                };
-                Progress::Done(self.found)
+            Question::SeenByOtherPort(first) => match seen {
+                Some(seen) if seen == first => {
+                    self.found.mapping = Behaviour::AddressDependent;
+                    self.done()
+                }
+                Some(seen) => {
+                    self.found.mapping = Behaviour::AddressAndPortDependent;
+                    // The first one may be old, and others were made since.
+                    self.ports = vec![first.port(), seen.port()];
+                    self.ask(Question::SeenByFirstAddress, next_id, now)
+                }
+                None => self.done(),
+            },
+            Question::SeenByFirstAddress => {
+                self.ports.extend(seen.map(|seen| seen.port()));
+                self.done()
             }
         }
     }
@@ -189,9 +208,9 @@ impl Test {
                     if self.found.filtering != Behaviour::EndpointIndependent {
                         self.found.filtering = Behaviour::Unknown;
                     }
-                    Progress::Done(self.found)
+                    self.done()
                 }
-                Question::SeenByOtherPort(_) => Progress::Done(self.found),
+                Question::SeenByOtherPort(_) | Question::SeenByFirstAddress => self.done(),
             },
         }
     }
@@ -199,6 +218,10 @@ impl Test {
     /// When to look again.
     pub(super) fn poll_timeout(&self) -> Instant {
         self.request.due()
+    }
+
+    fn done(&mut self) -> Progress {
+        Progress::Done(self.found, std::mem::take(&mut self.ports))
     }
 
     fn ask(&mut self, question: Question, id: Id, now: Instant) -> Progress {
@@ -218,6 +241,7 @@ impl Question {
             }
             Self::SeenByOtherAddress => to(SocketAddr::new(other.ip(), server.port())),
             Self::SeenByOtherPort(_) => to(other),
+            Self::SeenByFirstAddress => to(SocketAddr::new(server.ip(), other.port())),
         }
     }
 }

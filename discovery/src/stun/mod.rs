@@ -16,17 +16,23 @@
 //! must not drop what works.
 //!
 //! A server with a second address (OTHER-ADDRESS) is used for one test of the
-//! NAT's behaviour (RFC 5780) per new reflexive address, see [`NatBehaviour`].
+//! NAT's behaviour (RFC 5780) per new reflexive address, see [`NatBehaviour`]. The
+//! ports that were seen meanwhile tell how the NAT chooses them, see [`PortPattern`].
+//!
+//! Beside the keeper stands a small machine for a socket of its own: [`Sample`] asks
+//! which port a new mapping gets.
 //!
 //! Not here, on purpose: TCP and TLS, authentication and redirection
-//! (ALTERNATE-SERVER), MAPPED-ADDRESS of RFC 3489 servers, and the lifetime test
-//! of RFC 5780 §4.6, since the keep-alive is shorter than any NAT's timeout.
+//! (ALTERNATE-SERVER), and MAPPED-ADDRESS of RFC 3489 servers.
 
 mod behaviour;
 mod message;
+mod ports;
 mod request;
+mod sample;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::{
     cmp::Reverse,
@@ -41,9 +47,14 @@ use self::{
     behaviour::{Progress, Test},
     message::Answer,
     request::{Outcome, RTO, Request},
+    words::{Word, mapping_by, newest_of},
 };
 
-pub use self::behaviour::{Behaviour, NatBehaviour};
+pub use self::{
+    behaviour::{Behaviour, NatBehaviour},
+    ports::PortPattern,
+    sample::{Sample, SampleEvent},
+};
 
 /// The most servers that are asked; more tell nothing new.
 pub const MAX_SERVERS: usize = 8;
@@ -110,6 +121,8 @@ pub enum StunEvent {
     },
     /// More or something else is known of the NAT.
     Behaviour(NatBehaviour),
+    /// Something else is known of how the NAT chooses ports.
+    Ports(PortPattern),
 }
 
 /// A STUN client for many servers.
@@ -122,11 +135,12 @@ pub struct ReflexiveClient {
     local: Vec<SocketAddr>,
     current: Vec<SocketAddr>,
     test: Option<Test>,
-    /// What the last test found, and of which reflexive address.
-    tested: Option<(SocketAddr, NatBehaviour)>,
+    /// What the last test found.
+    tested: Option<Tested>,
     last_test: Option<Instant>,
     last_hurry: Option<Instant>,
     behaviour: NatBehaviour,
+    ports: PortPattern,
     transmits: VecDeque<Transmit>,
     events: VecDeque<StunEvent>,
     now: Option<Instant>,
@@ -157,12 +171,14 @@ enum Health {
     Silent(u32),
 }
 
-/// What a server said last.
-#[derive(Debug, Clone, Copy)]
-struct Word {
-    server: SocketAddr,
+/// What a behaviour test found.
+#[derive(Debug, Clone)]
+struct Tested {
+    /// The reflexive address that was tested.
     mapped: SocketAddr,
-    at: Instant,
+    behaviour: NatBehaviour,
+    /// The ports of the mappings that the test made, in that order.
+    ports: Vec<u16>,
 }
 
 impl ReflexiveClient {
@@ -180,6 +196,7 @@ impl ReflexiveClient {
             last_test: None,
             last_hurry: None,
             behaviour: NatBehaviour::default(),
+            ports: PortPattern::default(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
             now: None,
@@ -310,6 +327,11 @@ impl ReflexiveClient {
         self.behaviour
     }
 
+    /// How the NAT chooses ports, as far as it is known: the IPv4 one where there is one.
+    pub fn ports(&self) -> PortPattern {
+        self.ports
+    }
+
     /// Whether every server has answered or counts as silent, and no behaviour
     /// test is under way: nothing more is to be learned by a short wait.
     pub fn is_settled(&self) -> bool {
@@ -348,7 +370,9 @@ impl ReflexiveClient {
         }
         let server = &mut self.servers[index];
         server.state = State::Waiting(turn);
-        let before = server.word.replace(Word { server: addr, mapped: answer.mapped, at: now });
+        let mapped = answer.mapped;
+        let since = server.word.filter(|word| word.mapped == mapped).map_or(now, |w| w.since);
+        let before = server.word.replace(Word { server: addr, mapped, since, at: now });
         self.update(now);
         if let Some(other) = answer.other {
             self.begin_test(addr, other, answer.mapped, now);
@@ -466,15 +490,20 @@ impl ReflexiveClient {
     fn update_behaviour(&mut self) {
         let primary = |addr: &SocketAddr| addr.is_ipv4() == self.is_primary_ipv4();
         let seen: Vec<SocketAddr> = self.current.iter().copied().filter(primary).collect();
-        let mut behaviour = match self.tested {
-            Some((mapped, found)) if seen.contains(&mapped) => found,
-            _ => NatBehaviour::default(),
+        let tested = self.tested.as_ref().filter(|tested| seen.contains(&tested.mapped));
+        let mut behaviour = tested.map(|tested| tested.behaviour).unwrap_or_default();
+        let mut words: Vec<Word> =
+            self.words().filter(|word| primary(&word.mapped)).copied().collect();
+        words.sort_by_key(|word| word.since);
+        let tested_ports = tested.map(|tested| tested.ports.clone()).unwrap_or_default();
+        let outer = match tested_ports.as_slice() {
+            [] => words.iter().map(|word| word.mapped.port()).collect(),
+            _ => tested_ports,
         };
+        let ports = PortPattern::of(self.local.first().map(SocketAddr::port), &outer);
         if !seen.is_empty() && seen.iter().all(|addr| self.local.contains(addr)) {
             behaviour.mapping = Behaviour::None;
         } else if behaviour.mapping == Behaviour::Unknown {
-            let words: Vec<Word> =
-                self.words().filter(|word| primary(&word.mapped)).copied().collect();
             behaviour.mapping = mapping_by(&words);
         }
         if behaviour != self.behaviour {
@@ -482,6 +511,11 @@ impl ReflexiveClient {
             // Only the latest is of interest.
             self.events.retain(|event| !matches!(event, StunEvent::Behaviour(_)));
             self.tell(StunEvent::Behaviour(behaviour));
+        }
+        if ports != self.ports {
+            self.ports = ports;
+            self.events.retain(|event| !matches!(event, StunEvent::Ports(_)));
+            self.tell(StunEvent::Ports(ports));
         }
     }
 
@@ -493,8 +527,8 @@ impl ReflexiveClient {
         mapped: SocketAddr,
         now: Instant,
     ) {
-        let known = self.tested.is_some_and(|(mapped, _)| {
-            mapped.is_ipv4() == server.is_ipv4() && self.current.contains(&mapped)
+        let known = self.tested.as_ref().is_some_and(|Tested { mapped, .. }| {
+            mapped.is_ipv4() == server.is_ipv4() && self.current.contains(mapped)
         });
         let too_soon = self.last_test.is_some_and(|last| now < last + TEST_SPACING);
         if self.test.is_some() || known || too_soon || server.is_ipv4() != self.is_primary_ipv4() {
@@ -520,8 +554,11 @@ impl ReflexiveClient {
         match progress {
             Progress::Running => {}
             Progress::Send(transmit) => self.send(transmit),
-            Progress::Done(found) => {
-                self.tested = self.test.take().map(|test| (test.mapped(), found));
+            Progress::Done(behaviour, ports) => {
+                self.tested = self.test.take().map(|test| {
+                    let mapped = test.mapped();
+                    Tested { mapped, behaviour, ports }
+                });
                 self.update_behaviour();
             }
         }
@@ -553,28 +590,6 @@ impl ReflexiveClient {
             self.events.push_back(event);
         }
     }
-}
-
-fn newest_of<'a>(words: impl IntoIterator<Item = &'a Word>, ipv4: bool) -> Option<Instant> {
-    words.into_iter().filter(|word| word.mapped.is_ipv4() == ipv4).map(|word| word.at).max()
-}
-
-/// What the servers' words, compared with each other, tell of the mapping.
-fn mapping_by(words: &[Word]) -> Behaviour {
-    let mut proven = None;
-    for (index, one) in words.iter().enumerate() {
-        for two in &words[index + 1..] {
-            let same_ip = one.server.ip() == two.server.ip();
-            let told = match (same_ip, one.mapped == two.mapped) {
-                (false, true) => Behaviour::EndpointIndependent,
-                (false, false) => Behaviour::AddressDependent,
-                (true, false) => Behaviour::AddressAndPortDependent,
-                (true, true) => continue,
-            };
-            proven = proven.max(Some(told));
-        }
-    }
-    proven.unwrap_or_default()
 }
 
 /// The address without what the socket adds to it: an IPv4 one in its own form,

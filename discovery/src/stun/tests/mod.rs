@@ -1,5 +1,6 @@
 //! The client against scripted servers behind a modelled NAT, in virtual time.
 
+mod sample;
 mod world;
 
 use std::time::Duration;
@@ -8,7 +9,7 @@ use proptest::prelude::*;
 use stun_rs::TransactionId;
 
 use self::world::{Answered, LOCAL, Nat, Server, TRIP, World, addr, double, id_of, plain};
-use super::{Behaviour, NatBehaviour, StunEvent};
+use super::{Behaviour, NatBehaviour, PortPattern, StunEvent};
 
 const SERVER_A: &str = "198.51.100.10:3478";
 const SERVER_A_SECOND: &str = "198.51.100.11:3478";
@@ -61,6 +62,39 @@ fn every_nat_is_told_by_its_behaviour() {
             }
         }
     }
+}
+
+#[test]
+fn the_ports_of_a_nat_tell_their_pattern() {
+    use Behaviour::*;
+    type Ports = fn(usize) -> u16;
+    let patterns: [(Ports, PortPattern); 4] = [
+        (|_| 51820, PortPattern::Preserving),
+        (|number| 40_000 + number as u16, PortPattern::Sequential { step: 1 }),
+        (|number| 40_000 - 2 * number as u16, PortPattern::Sequential { step: -2 }),
+        (|number| [49_152, 1_025, 63_999, 20_011, 33_333][number % 5], PortPattern::Random),
+    ];
+    for mapping in [AddressDependent, AddressAndPortDependent] {
+        for (port, expected) in patterns {
+            // One with two addresses; or two, which see the same less quickly.
+            for servers in [
+                [double(SERVER_A, SERVER_A_SECOND)].as_slice(),
+                [plain(SERVER_A), plain(SERVER_B), plain(SERVER_C)].as_slice(),
+            ] {
+                let nat = Nat { mapping, port, ..Nat::default() };
+                let mut world = World::behind(nat);
+                world.client.set_local_addresses(&[addr(LOCAL)]);
+                world = world.with(servers);
+                world.run(Duration::from_secs(8));
+                assert_eq!(world.client.ports(), expected, "{mapping}, {} servers", servers.len());
+                assert!(world.told(StunEvent::Ports(expected)));
+            }
+        }
+    }
+    let nat = Nat { mapping: EndpointIndependent, ..Nat::default() };
+    let mut world = World::behind(nat).with(&[plain(SERVER_A), plain(SERVER_B)]);
+    world.run(Duration::from_secs(8));
+    assert_eq!(world.client.ports(), PortPattern::Unknown, "one mapping has no pattern");
 }
 
 #[test]

@@ -161,6 +161,8 @@ pub(super) struct Nat {
     pub(super) filtering: Behaviour,
     /// Whether every packet gets a mapping of its own.
     pub(super) forgets: bool,
+    /// The port of each new mapping, by its number.
+    pub(super) port: fn(usize) -> u16,
     pub(super) public: IpAddr,
     pub(super) mappings: Vec<(SocketAddr, u16, BTreeSet<SocketAddr>)>,
 }
@@ -171,6 +173,7 @@ impl Default for Nat {
             mapping: Behaviour::EndpointIndependent,
             filtering: Behaviour::AddressAndPortDependent,
             forgets: false,
+            port: |number| 40_000 + number as u16,
             public: "203.0.113.7".parse().expect("an address"),
             mappings: Vec::new(),
         }
@@ -195,7 +198,7 @@ impl Nat {
         let known = self.mappings.iter().position(|(first, ..)| same(*first) && !self.forgets);
         let index = known.unwrap_or(self.mappings.len());
         if known.is_none() {
-            self.mappings.push((to, 40_000 + index as u16, BTreeSet::new()));
+            self.mappings.push((to, (self.port)(index), BTreeSet::new()));
         }
         let (_, port, sent_to) = &mut self.mappings[index];
         sent_to.insert(to);

@@ -18,6 +18,7 @@ pub mod netcheck;
 pub mod node;
 pub mod ping;
 pub mod plan;
+pub mod relays;
 pub mod rendezvous;
 pub mod state;
 pub mod status;

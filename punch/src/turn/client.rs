@@ -328,7 +328,8 @@ impl Client {
             return;
         }
         // Also while the answer is not there yet: the relay may have allocated.
-        let goodbye = self.challenge.is_some().then(|| {
+        let is_known = self.challenge.is_some() || self.relayed().is_some();
+        let goodbye = is_known.then(|| {
             let id = self.rng.random();
             self.sign(Message {
                 lifetime: Some(0),
@@ -434,8 +435,7 @@ impl Client {
         if !asked.may_be_challenged() {
             return self.end(if stale { EndReason::Unusable } else { EndReason::Unauthorized });
         }
-        let key = Key::new(self.credentials.username(), &realm, self.credentials.password());
-        let Ok(key) = key else { return self.end(EndReason::Unusable) };
+        let Ok(key) = self.credentials.key(&realm) else { return self.end(EndReason::Unusable) };
         self.challenge = Some(Challenge { realm, nonce, key });
         self.start(asked.purpose, Some(asked), now);
     }

@@ -6,6 +6,8 @@ use data_encoding::BASE64;
 use hkdf::hmac::{Hmac, KeyInit, Mac};
 use sha1::Sha1;
 
+use super::message::{EncodeError, Key};
+
 /// User name and password of a long-term credential (RFC 8489 §9.2).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
@@ -34,8 +36,12 @@ impl Credentials {
         &self.username
     }
 
-    pub(super) fn password(&self) -> &str {
-        &self.password
+    /// The key that signs messages in this realm.
+    ///
+    /// # Errors
+    /// [`EncodeError`] where realm or password has characters that none can be made of.
+    pub fn key(&self, realm: &str) -> Result<Key, EncodeError> {
+        Key::new(&self.username, realm, &self.password)
     }
 }
 
@@ -61,7 +67,7 @@ mod tests {
         // printf 1700000000:node | openssl dgst -sha1 -hmac secret -binary | base64
         let credentials = Credentials::time_limited(b"secret", "node", 1_700_000_000);
         assert_eq!(credentials.username(), "1700000000:node");
-        assert_eq!(credentials.password(), "m/KAWA6VUwUK5URZ1rBP/GQSz/I=");
+        assert_eq!(credentials.password, "m/KAWA6VUwUK5URZ1rBP/GQSz/I=");
         assert!(
             !format!("{credentials:?}").contains("m/KAWA6VUwUK5URZ1rBP/GQSz/I="),
             "a password is not shown"

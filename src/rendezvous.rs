@@ -27,7 +27,10 @@ use zonemesh_discovery::{
     zone::{Browser, TsigKey, ZoneClient, ZoneError, find_server, poll_interval},
 };
 
-use crate::node::Event;
+use crate::{
+    node::Event,
+    relays::{RelayServer, resolve},
+};
 
 /// The DNS-SD service under which a zone names its STUN servers (RFC 8489 §8).
 pub(crate) const STUN_SERVICE: &str = "_stun._udp";
@@ -49,6 +52,10 @@ const FIND_AGAIN: u32 = 10;
 /// How often the zone is asked for its STUN servers: services move rarely.
 const SERVICES_INTERVAL: Duration = Duration::from_secs(600);
 
+/// How often a zone without relays is asked for some: longer than for STUN servers, which
+/// every zone should have.
+const NO_RELAYS_INTERVAL: Duration = Duration::from_secs(120);
+
 /// A record of ours that the zone lost is put back no more often than this.
 const MEND_GAP: Duration = Duration::from_secs(15);
 
@@ -65,6 +72,8 @@ pub enum ZoneEvent {
     Found(InstanceRecords),
     /// The zone's STUN servers.
     StunServers(Vec<SocketAddr>),
+    /// The zone's relays.
+    Relays(Vec<RelayServer>),
     /// Reading: with whom, and how it went last.
     Browse(SocketAddr, Result<(), String>),
     /// Publishing: with whom, and how it went last.
@@ -86,6 +95,8 @@ pub struct Settings {
     pub node: PublicKey,
     /// Whether to ask the zone for STUN servers.
     pub ask_stun: bool,
+    /// Whether to ask the zone for relays.
+    pub ask_relays: bool,
 }
 
 /// The tasks.
@@ -113,10 +124,11 @@ impl Rendezvous {
             events: events.clone(),
         };
         let services = Services { client: client.clone(), events: events.clone() };
-        let services = settings.ask_stun.then(|| tokio::spawn(services.run()));
+        let stun = settings.ask_stun.then(|| tokio::spawn(services.clone().ask_stun()));
+        let relays = settings.ask_relays.then(|| tokio::spawn(services.ask_relays()));
         let reader = Reader { settings, asked, mend, advert: advert_seen, events };
         let mut tasks = vec![tokio::spawn(publisher.run()), tokio::spawn(reader.run(client_found))];
-        tasks.extend(services);
+        tasks.extend(stun.into_iter().chain(relays));
         Self { advert, asks, client, node, tasks }
     }
 
@@ -359,23 +371,59 @@ impl Reader {
     }
 }
 
-/// Asks for the zone's STUN servers. By itself, because it is the system's resolver that
-/// finds those outside of the zone, and that may take its time.
+/// Asks for the zone's STUN servers and relays. By themselves, because it is the system's
+/// resolver that finds those outside of the zone, and that may take its time.
+#[derive(Clone)]
 struct Services {
     client: watch::Receiver<Option<ZoneClient>>,
     events: mpsc::Sender<Event>,
 }
 
 impl Services {
-    async fn run(mut self) {
-        let mut backoff = Backoff::default();
+    /// The zone's client, once there is one; `None` when the node stops.
+    async fn client(&mut self) -> Option<ZoneClient> {
         loop {
-            let Some(client) = self.client.borrow_and_update().clone() else {
-                if self.client.changed().await.is_err() {
+            if let Some(client) = self.client.borrow_and_update().clone() {
+                return Some(client);
+            }
+            self.client.changed().await.ok()?;
+        }
+    }
+
+    async fn ask_relays(mut self) {
+        let mut backoff = Backoff::default();
+        while let Some(client) = self.client().await {
+            let mut servers = Vec::new();
+            let mut failed = false;
+            for (service, transport) in resolve::SERVICES {
+                match client.named_services(service).await {
+                    Ok(named) => servers.extend(resolve::of_service(transport, &named)),
+                    Err(error) => {
+                        debug!("cannot ask the zone for relays: {error}");
+                        failed = true;
+                    }
+                }
+            }
+            let pause = match (servers.is_empty(), failed) {
+                (_, true) => backoff.next(),
+                (true, false) => NO_RELAYS_INTERVAL,
+                (false, false) => SERVICES_INTERVAL,
+            };
+            // What was not told this time is not gone for that.
+            if !failed {
+                backoff = Backoff::default();
+                let told = Event::Zone(ZoneEvent::Relays(servers));
+                if self.events.send(told).await.is_err() {
                     return;
                 }
-                continue;
-            };
+            }
+            sleep(pause).await;
+        }
+    }
+
+    async fn ask_stun(mut self) {
+        let mut backoff = Backoff::default();
+        while let Some(client) = self.client().await {
             let pause = match client.services(STUN_SERVICE).await {
                 Ok(servers) if servers.is_empty() => BACKOFF.1,
                 Ok(servers) => {
@@ -454,6 +502,7 @@ mod tests {
             tsig: None,
             node: Identity::from_seed(&[1; 32]).public_key(),
             ask_stun: true,
+            ask_relays: true,
         };
         let (events, mut told) = mpsc::channel(4);
         let rendezvous = Rendezvous::start(settings, events);

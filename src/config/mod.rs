@@ -146,13 +146,25 @@ pub struct MdnsConfig {
     pub interfaces: Vec<String>,
 }
 
-/// `[relay]`: TURN servers. Checked; not used by this version.
+/// `[relay]`: TURN servers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelayConfig {
+    /// Whether to use relays.
+    pub enabled: bool,
     /// The servers; where empty, the zone's SRV records name them.
     pub servers: Vec<RelayUri>,
-    /// The secret from which time-limited credentials are made.
+    /// The secret from which time-limited credentials are made; without it there is no
+    /// relay.
     pub username_secret: Option<Secret<String>>,
+    /// Certificate authorities in PEM that are believed beside the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl RelayConfig {
+    /// Whether this node may use relays: it is told to, and has a secret for them.
+    pub fn is_used(&self) -> bool {
+        self.enabled && self.username_secret.is_some()
+    }
 }
 
 /// `[network] trust`: whose adverts count.

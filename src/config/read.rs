@@ -15,8 +15,8 @@ use zonemesh_discovery::{
 };
 
 use super::{
-    Config, InterfaceConfig, MdnsConfig, NodeConfig, PeerConfig, RelayConfig, SOCKET_DIR, Secret,
-    Trust, TsigAlgorithm, TsigConfig, ZoneConfig,
+    Config, InterfaceConfig, MdnsConfig, NodeConfig, PeerConfig, RelayConfig, RelayTransport,
+    RelayUri, SOCKET_DIR, Secret, Trust, TsigAlgorithm, TsigConfig, ZoneConfig,
     document::{Document, Item, Result, Section},
     secret::SecretFile,
 };
@@ -195,19 +195,28 @@ fn stun(mut section: Section<'_>) -> Result<Vec<SocketAddr>> {
 }
 
 fn relay(mut section: Section<'_>, warnings: &mut Warnings<'_>) -> Result<RelayConfig> {
+    let enabled = section.take("enabled").map_or(Ok(true), |item| item.boolean())?;
     let servers = match section.take("servers") {
-        Some(item) => unique(item, "relays", usize::MAX, |item| {
-            item.parse("a TURN URI (RFC 7065), such as \"turn:198.51.100.10:3478?transport=udp\"")
-        })?,
+        Some(item) => unique(item, "relays", usize::MAX, relay_uri)?,
         None => vec![],
     };
     let username_secret =
         section.take("username_secret_file").map(|item| warnings.secret(&item)).transpose()?;
+    let ca_file = section.take("ca_file").map(|item| path(&item, warnings.base)).transpose()?;
     section.finish()?;
-    if !servers.is_empty() {
-        warnings.add("relay.servers: this version does not use relays yet");
+    if enabled && !servers.is_empty() && username_secret.is_none() {
+        warnings.add("relay.servers: not used without relay.username_secret_file");
     }
-    Ok(RelayConfig { servers, username_secret })
+    Ok(RelayConfig { enabled, servers, username_secret, ca_file })
+}
+
+fn relay_uri(item: &Item<'_>) -> Result<RelayUri> {
+    let uri: RelayUri =
+        item.parse("a TURN URI (RFC 7065), such as \"turn:198.51.100.10:3478?transport=udp\"")?;
+    if uri.secure && uri.transport == Some(RelayTransport::Udp) {
+        return Err(item.error("TLS over UDP is not spoken; use transport=tcp, or turn: with udp"));
+    }
+    Ok(uri)
 }
 
 fn control(mut section: Section<'_>, base: &Path, interface: &str) -> Result<PathBuf> {

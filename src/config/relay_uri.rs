@@ -24,8 +24,9 @@ pub struct RelayUri {
     pub host: RelayHost,
     /// 3478, or 5349 with `turns:`, where the URI names none (RFC 5928 §3).
     pub port: u16,
-    /// UDP, or TCP with `turns:`, where the URI names none (RFC 5928 §3).
-    pub transport: RelayTransport,
+    /// Where the URI names none, `turn:` is UDP and TCP, and `turns:` is TCP
+    /// (RFC 5928 §3).
+    pub transport: Option<RelayTransport>,
 }
 
 /// The host of a TURN URI.
@@ -53,9 +54,9 @@ impl FromStr for RelayUri {
             _ => return Err(RelayUriError),
         };
         let (authority, transport) = match rest.split_once('?') {
-            None => (rest, if secure { RelayTransport::Tcp } else { RelayTransport::Udp }),
-            Some((authority, "transport=udp")) => (authority, RelayTransport::Udp),
-            Some((authority, "transport=tcp")) => (authority, RelayTransport::Tcp),
+            None => (rest, None),
+            Some((authority, "transport=udp")) => (authority, Some(RelayTransport::Udp)),
+            Some((authority, "transport=tcp")) => (authority, Some(RelayTransport::Tcp)),
             Some(_) => return Err(RelayUriError),
         };
         let (host, port) = split_port(authority)?;
@@ -106,11 +107,12 @@ impl fmt::Display for RelayUri {
             RelayHost::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]")?,
             RelayHost::Name(name) => f.write_str(name)?,
         }
-        let transport = match self.transport {
-            RelayTransport::Udp => "udp",
-            RelayTransport::Tcp => "tcp",
-        };
-        write!(f, ":{}?transport={transport}", self.port)
+        write!(f, ":{}", self.port)?;
+        match self.transport {
+            None => Ok(()),
+            Some(RelayTransport::Udp) => f.write_str("?transport=udp"),
+            Some(RelayTransport::Tcp) => f.write_str("?transport=tcp"),
+        }
     }
 }
 
@@ -144,12 +146,12 @@ mod tests {
     #[test]
     fn every_form_of_the_rfc_is_read_and_written_back_in_full() {
         for (text, full) in [
-            ("turn:192.0.2.1", "turn:192.0.2.1:3478?transport=udp"),
+            ("turn:192.0.2.1", "turn:192.0.2.1:3478"),
             ("turn:192.0.2.1:80?transport=tcp", "turn:192.0.2.1:80?transport=tcp"),
-            ("TURNS:relay.example", "turns:relay.example:5349?transport=tcp"),
+            ("TURNS:relay.example", "turns:relay.example:5349"),
             ("turns:relay.example.?transport=udp", "turns:relay.example:5349?transport=udp"),
-            ("turn:[2001:db8::1]:5000", "turn:[2001:db8::1]:5000?transport=udp"),
-            ("turn:[2001:db8::1]", "turn:[2001:db8::1]:3478?transport=udp"),
+            ("turn:[2001:db8::1]:5000", "turn:[2001:db8::1]:5000"),
+            ("turn:[2001:db8::1]", "turn:[2001:db8::1]:3478"),
         ] {
             let uri: RelayUri = text.parse().expect(text);
             assert_eq!(uri.to_string(), full);

@@ -53,7 +53,10 @@ fn the_example_is_a_valid_configuration_and_its_comments_tell_the_defaults() {
     assert_eq!(full.mdns.interfaces, ["eth0"]);
     assert_eq!(full.mdns.enabled, shipped.mdns.enabled);
     assert_eq!(full.stun_servers.len(), 2);
-    assert_eq!(full.relay.servers[0].to_string(), "turn:198.51.100.10:3478?transport=udp");
+    let uris: Vec<String> = full.relay.servers.iter().map(ToString::to_string).collect();
+    assert_eq!(uris, ["turn:relay.example:3478", "turns:relay.example:443?transport=tcp"]);
+    assert!(full.relay.enabled && shipped.relay.enabled);
+    assert_eq!(full.relay.ca_file, Some(folder.path().join("ca.pem")));
     assert_eq!(full.control_socket, shipped.control_socket);
     let [peer] = &full.peers[..] else { panic!("one peer: {:?}", full.peers) };
     assert_eq!(peer.public_key.to_string(), KEY);
@@ -87,7 +90,7 @@ fn what_is_probably_not_meant_is_a_warning() {
     let folder = folder();
     for (text, expected) in [
         ("[zone]\nname = \"m.example\"\n[network]\ntrust = \"listed\"", "no advert counts"),
-        ("[zone]\nname = \"m.example\"\n[relay]\nservers = [\"turn:192.0.2.1\"]", "relays"),
+        ("[zone]\nname = \"m.example\"\n[relay]\nservers = [\"turn:192.0.2.1\"]", "relay.servers"),
         (
             "[[peer]]\npublic_key = \"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\"\n\
              endpoint = \"192.0.2.1:1\"\nroutes = [\"192.0.2.0/24\"]",
@@ -164,6 +167,7 @@ fn fragment() -> impl Strategy<Value = String> {
         "algorithm",
         "preshared_key_file",
         "username_secret_file",
+        "ca_file",
         "token_file",
     ]);
     let value = prop_oneof![

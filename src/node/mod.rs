@@ -242,6 +242,7 @@ impl Node {
                 }
                 self.tell_services(now);
             }
+            ZoneEvent::Relays(servers) => debug!(?servers, "the zone's relays"),
             ZoneEvent::Browse(server, outcome) => {
                 self.zone.server = Some(server);
                 self.zone.browse_error = outcome.err();

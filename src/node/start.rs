@@ -237,6 +237,7 @@ pub(super) fn start_rendezvous(
         tsig: tsig.transpose().context("zone.tsig")?,
         node,
         ask_stun: config.stun_servers.is_empty(),
+        ask_relays: config.relay.is_used() && config.relay.servers.is_empty(),
     };
     Ok(Rendezvous::start(settings, events.clone()))
 }

@@ -28,13 +28,16 @@
 //! [`Relays`] does no I/O and reads no clock. Its output is one queue, since the order
 //! counts: a link is opened before what goes through it, and closed after. Drain
 //! [`Relays::poll_event`] after each call, and call [`Relays::handle_timeout`] at
-//! [`Relays::poll_timeout`].
+//! [`Relays::poll_timeout`]. Around it stand [`stream`], which keeps TCP and TLS
+//! connections, and [`resolve`], which finds the servers.
 
 mod choose;
 mod event;
 mod host;
 mod leg;
 mod report;
+pub mod resolve;
+pub mod stream;
 #[cfg(test)]
 mod tests;
 

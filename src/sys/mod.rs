@@ -3,8 +3,10 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
 };
+
+use tokio::io::unix::AsyncFd;
 
 /// Whether the kernel must not fragment what this IPv6 socket sends, where a link is too
 /// small for it (RFC 3542 §11.2).
@@ -25,4 +27,14 @@ pub(crate) fn set_ipv6_dont_fragment(socket: &impl AsFd, on: bool) -> io::Result
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Has the runtime watch a descriptor.
+///
+/// # Errors
+/// When the kernel cannot watch it.
+pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open and the same one for as long as it lives, and here it
+    // lives in the `AsyncFd`, which closes it last.
+    unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
 }

@@ -219,6 +219,14 @@ fn wrong_services_are_refused() {
             Wrong("[relay]\nservers = [\"192.0.2.1\"]", 4, "relay.servers[0]", "RFC 7065"),
             Wrong("[relay]\nservers = [\"stun:192.0.2.1\"]", 4, "relay.servers[0]", "RFC 7065"),
             Wrong(
+                "[relay]\nservers = [\"turns:192.0.2.1?transport=udp\"]",
+                4,
+                "relay.servers[0]",
+                "transport=tcp",
+            ),
+            Wrong("[relay]\nca_file = 1", 4, "relay.ca_file", "a path"),
+            Wrong("[relay]\nenabled = 1", 4, "relay.enabled", "true or false"),
+            Wrong(
                 "[relay]\nusername_secret_file = \"no.secret\"",
                 4,
                 "relay.username_secret_file",

@@ -34,7 +34,7 @@ mod tsig;
 
 pub use browse::Browser;
 pub use error::{Rcode, Task, TsigFault, ZoneError};
-pub use services::find_server;
+pub use services::{NamedServer, find_server};
 pub use tsig::{TsigKey, TsigKeyError};
 
 use message::{Data, Reply, query};

@@ -28,13 +28,32 @@ const MAX_ADDRESSES: usize = 4;
 /// How long the system's resolver may take: as long as it gives its servers.
 const RESOLVE_LIMIT: Duration = Duration::from_secs(5);
 
+/// One address of a server that a zone names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedServer {
+    /// The server's name, without the closing dot.
+    pub target: String,
+    /// Its address, and the service's port.
+    pub addr: SocketAddr,
+}
+
 impl ZoneClient {
-    /// The servers that the zone names for a service such as `_stun._udp`, in the
-    /// order in which RFC 2782 says to use them. None where the zone names none.
+    /// The addresses of the servers that the zone names for a service such as
+    /// `_stun._udp`; see [`Self::named_services`].
     ///
     /// # Errors
     /// [`ZoneError`] when the server cannot be reached or its answer cannot be used.
     pub async fn services(&self, service: &str) -> Result<Vec<SocketAddr>, ZoneError> {
+        let servers = self.named_services(service).await?;
+        Ok(servers.into_iter().map(|server| server.addr).collect())
+    }
+
+    /// The servers that the zone names for a service such as `_turns._tcp`, in the
+    /// order in which RFC 2782 says to use them. None where the zone names none.
+    ///
+    /// # Errors
+    /// [`ZoneError`] when the server cannot be reached or its answer cannot be used.
+    pub async fn named_services(&self, service: &str) -> Result<Vec<NamedServer>, ZoneError> {
         let labels = service.trim_end_matches('.').split('.').map(str::as_bytes);
         let name = Name::from_labels(labels.chain(self.zone.name().iter()))
             .map_err(|_| self.rubbish(Task::Query, "no service of that name can exist"))?;
@@ -49,8 +68,12 @@ impl ZoneClient {
         });
         let mut servers = Vec::new();
         for (service, addresses) in found.iter().zip(try_join_all(addresses).await?) {
+            let target = service.target.to_ascii().trim_end_matches('.').to_ascii_lowercase();
             let addresses = addresses.into_iter().take(MAX_ADDRESSES);
-            servers.extend(addresses.map(|address| SocketAddr::new(address, service.port)));
+            servers.extend(addresses.map(|address| NamedServer {
+                target: target.clone(),
+                addr: SocketAddr::new(address, service.port),
+            }));
         }
         Ok(servers)
     }

@@ -13,6 +13,7 @@ pub mod dataplane;
 pub mod demux;
 pub mod explain;
 pub mod lab;
+pub mod measure;
 pub mod mesh;
 pub mod netcheck;
 pub mod node;

@@ -75,8 +75,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let NatStatus { mapping, filtering, .. } = &self.nat;
-        writeln!(f, "NAT           mapping {mapping}, filtering {filtering}")?;
+        writeln!(f, "NAT           {}", self.nat)?;
         let reflexive: Vec<String> = self.reflexive.iter().map(ToString::to_string).collect();
         let reflexive = if reflexive.is_empty() { "-".to_owned() } else { reflexive.join(", ") };
         writeln!(f, "seen as       {reflexive}")?;
@@ -166,18 +165,13 @@ async fn check(servers: &[SocketAddr], source: Source) -> anyhow::Result<Report>
             }
         }
     }
-    let behaviour = client.behaviour();
     let report = |server: &SocketAddr| StunReport {
         server: *server,
         source,
         rtt_ms: rtt.get(server).map(|rtt: &Duration| rtt.as_secs_f64() * 1000.0),
     };
     Ok(Report {
-        nat: NatStatus {
-            mapping: behaviour.mapping.to_string(),
-            filtering: behaviour.filtering.to_string(),
-            hairpin: None,
-        },
+        nat: NatStatus::new(&client),
         reflexive: client.reflexive().collect(),
         stun: servers.iter().map(report).collect(),
         port_mapping: None,

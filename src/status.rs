@@ -7,7 +7,10 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use zonemesh_discovery::portmap::Found;
+use zonemesh_discovery::{
+    portmap::Found,
+    stun::{NatBehaviour, ReflexiveClient},
+};
 
 /// A node, as it sees itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,7 +63,9 @@ pub struct CandidateStatus {
     pub source: String,
     /// Seconds since it is known.
     pub age_s: u64,
-    /// Seconds since nobody confirms it any more; `null` while somebody does.
+    /// Seconds since its source last named it.
+    pub confirmed_s: u64,
+    /// Seconds since its source names it no more; `null` while it does.
     pub stale_s: Option<u64>,
 }
 
@@ -103,8 +108,42 @@ pub struct NatStatus {
     pub mapping: String,
     /// What it lets in.
     pub filtering: String,
-    /// Whether it turns packets to its own public address round; not tested yet.
+    /// Whether it turns packets to its own public address round; `null` where that was
+    /// not tested.
     pub hairpin: Option<bool>,
+    /// How it chooses ports: `preserving`, `sequential (+1)`, `random` or `unknown`.
+    pub ports: String,
+    /// For how many seconds it keeps a mapping that nothing passes, at least; `null` where
+    /// that was not measured.
+    pub mapping_lifetime_s: Option<u64>,
+}
+
+impl NatStatus {
+    /// A NAT as the STUN client sees it.
+    pub fn new(client: &ReflexiveClient) -> Self {
+        let NatBehaviour { mapping, filtering } = client.behaviour();
+        Self {
+            mapping: mapping.to_string(),
+            filtering: filtering.to_string(),
+            hairpin: None,
+            ports: client.ports().to_string(),
+            mapping_lifetime_s: None,
+        }
+    }
+}
+
+impl fmt::Display for NatStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { mapping, filtering, ports, .. } = self;
+        write!(f, "mapping {mapping}, filtering {filtering}, ports {ports}")?;
+        match self.hairpin {
+            Some(true) => f.write_str(", with hairpin")?,
+            Some(false) => f.write_str(", no hairpin")?,
+            None => {}
+        }
+        let kept = self.mapping_lifetime_s;
+        kept.map_or(Ok(()), |seconds| write!(f, ", kept {seconds} s"))
+    }
 }
 
 /// One peer.
@@ -219,9 +258,8 @@ impl fmt::Display for Status {
             list(&node.addresses),
             node.port
         )?;
-        let NatStatus { mapping, filtering, .. } = &node.nat;
         writeln!(f, "seen as    {}", or_dash(list(&node.reflexive)))?;
-        writeln!(f, "NAT        mapping {mapping}, filtering {filtering}")?;
+        writeln!(f, "NAT        {}", node.nat)?;
         if let Some(port_mapping) = &node.port_mapping {
             writeln!(f, "mapping    {port_mapping}")?;
         }
@@ -331,6 +369,8 @@ mod tests {
                     mapping: "endpoint-independent".into(),
                     filtering: "address-and-port-dependent".into(),
                     hairpin: None,
+                    ports: "preserving".into(),
+                    mapping_lifetime_s: None,
                 },
                 candidates: vec![],
                 port_mapping: None,

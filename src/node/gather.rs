@@ -4,31 +4,48 @@
 use std::{
     net::{IpAddr, SocketAddr},
     num::NonZeroU16,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+    time::sleep,
+};
 use tracing::{info, warn};
 use zonemesh_discovery::{
     advert::CandidateKind,
     interfaces::{InterfaceAddress, host_candidates},
     portmap::{self, PortMap},
+    stun::MappingLifetime,
 };
 
 use super::{Event, Node, report::tell};
 use crate::{
+    measure,
     mesh::{
-        gathered::{Gathered, Known},
+        gathered::{Gathered, Known, Source},
         to_punch,
     },
     status::{CandidateStatus, PortMappingStatus},
 };
+
+/// How long the NAT behind a new outer address is left alone before it is measured: what
+/// makes paths has precedence, and a node that has just moved may move on.
+const MEASURE_DELAY: Duration = Duration::from_secs(10);
+
+/// How many STUN servers are tried for a measurement that not every one can show.
+const MEASURE_SERVERS: usize = 3;
 
 /// News of the tasks that ask around this node.
 #[derive(Debug)]
 pub enum GatherEvent {
     /// What the router says of port mappings.
     Router(portmap::Found),
+    /// Whether the NAT turns packets round.
+    Hairpin(bool),
+    /// How long the NAT keeps a mapping.
+    Lifetime(MappingLifetime),
 }
 
 /// The keeper of this node's addresses, and the tasks that ask for them.
@@ -39,6 +56,10 @@ pub(super) struct Gather {
     router: Option<portmap::Found>,
     /// The public addresses of the NAT, without ports, as they were last seen.
     outside: Vec<IpAddr>,
+    /// What was measured of the NAT behind these.
+    pub(super) hairpin: Option<bool>,
+    pub(super) lifetime: Option<MappingLifetime>,
+    measuring: Option<AbortHandle>,
     tasks: JoinSet<()>,
 }
 
@@ -50,6 +71,9 @@ impl Gather {
             portmap: None,
             router: None,
             outside: Vec::new(),
+            hairpin: None,
+            lifetime: None,
+            measuring: None,
             tasks: JoinSet::new(),
         }
     }
@@ -80,6 +104,32 @@ impl Gather {
         }
     }
 
+    /// Has the NAT measured anew, in the background.
+    fn measure(&mut self, servers: Vec<SocketAddr>, has_nat: bool, events: &mpsc::Sender<Event>) {
+        if let Some(earlier) = self.measuring.take() {
+            earlier.abort();
+        }
+        (self.hairpin, self.lifetime) = (None, None);
+        let events = events.clone();
+        let task = async move {
+            sleep(MEASURE_DELAY).await;
+            // A socket that cannot be had is no news of the NAT: the next one is tried.
+            for server in servers.iter().filter(|_| has_nat) {
+                if let Ok(Some(turns)) = measure::hairpin(*server).await {
+                    tell(&events, Event::Gathered(GatherEvent::Hairpin(turns))).await;
+                    break;
+                }
+            }
+            for server in &servers {
+                if let Ok(Some(found)) = measure::mapping_lifetime(*server).await {
+                    tell(&events, Event::Gathered(GatherEvent::Lifetime(found))).await;
+                    break;
+                }
+            }
+        };
+        self.measuring = Some(self.tasks.spawn(task));
+    }
+
     /// Gives back what others hold for this node.
     pub(super) async fn stop(mut self) {
         self.tasks.abort_all();
@@ -91,11 +141,18 @@ impl Gather {
     /// The candidates, for status.
     pub(super) fn candidates_status(&self, now: Instant) -> Vec<CandidateStatus> {
         let seconds = |at: Instant| now.saturating_duration_since(at).as_secs();
+        // An interface has its address, and a router or a relay has given theirs, until
+        // they say otherwise; a STUN server may have fallen silent.
+        let confirmed = |known: &Known| match known.source {
+            Source::Stun(_) => seconds(known.confirmed),
+            _ => known.lost.map_or(0, seconds),
+        };
         let status = |known: &Known| CandidateStatus {
             kind: name_of(known.candidate.kind).to_owned(),
             address: known.candidate.addr,
             source: known.source.to_string(),
             age_s: seconds(known.since),
+            confirmed_s: confirmed(known),
             stale_s: known.lost.map(seconds),
         };
         self.known.known().iter().map(status).collect()
@@ -122,6 +179,11 @@ impl Node {
                 }
                 self.gather.router = Some(found);
             }
+            GatherEvent::Hairpin(turns) => self.gather.hairpin = Some(turns),
+            GatherEvent::Lifetime(found) => {
+                info!(survived = ?found.survived, lost = ?found.lost, "NAT mapping lifetime");
+                self.gather.lifetime = Some(found);
+            }
         }
     }
 
@@ -144,9 +206,17 @@ impl Node {
         outside.sort_unstable();
         outside.dedup();
         let before = std::mem::replace(&mut self.gather.outside, outside);
-        // A NAT that has restarted has forgotten its mappings too.
-        if !before.is_empty() && before != self.gather.outside {
-            self.gather.refresh();
+        if before != self.gather.outside {
+            let primary = reflexive.first().is_some_and(SocketAddr::is_ipv4);
+            let servers = self.stun.named().map(|(_, server, _)| server);
+            let servers = servers.filter(|server| server.is_ipv4() == primary);
+            let has_nat = !self.gather.known.hosts().any(|ip| self.gather.outside.contains(&ip));
+            let servers = servers.take(MEASURE_SERVERS).collect();
+            self.gather.measure(servers, has_nat, &self.events);
+            // A NAT that has restarted has forgotten its mappings too.
+            if !before.is_empty() {
+                self.gather.refresh();
+            }
         }
         self.handle_candidates(now);
         self.mesh.handle_moved(now);

@@ -40,6 +40,8 @@ pub struct Echoed {
 
 impl Node {
     pub(super) fn handle_control(&mut self, control: ControlRequest) {
+        // When each server last named its address is looked at only here.
+        self.gather.known.set_reflexive(self.stun.named(), Instant::now());
         match control.request {
             Request::Status => answer(control.reply, Reply::Status(Box::new(self.status()))),
             Request::Explain { peer } => answer(control.reply, self.explain(&peer)),
@@ -96,7 +98,6 @@ impl Node {
     }
 
     fn status(&self) -> Status {
-        let behaviour = self.stun.behaviour();
         let node = NodeStatus {
             name: self.config.node.name.clone(),
             public_key: self.public_key.to_string(),
@@ -106,9 +107,9 @@ impl Node {
             port: self.port,
             reflexive: self.stun.reflexive().collect(),
             nat: NatStatus {
-                mapping: behaviour.mapping.to_string(),
-                filtering: behaviour.filtering.to_string(),
-                hairpin: None,
+                hairpin: self.gather.hairpin,
+                mapping_lifetime_s: self.gather.lifetime.map(|found| found.safe().as_secs()),
+                ..NatStatus::new(&self.stun)
             },
             candidates: self.gather.candidates_status(Instant::now()),
             port_mapping: self.gather.portmap_status(),

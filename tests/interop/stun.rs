@@ -7,8 +7,13 @@ use std::{
 };
 
 use tempfile::TempDir;
-use zonemesh::lab::{nat::Kind, net::Lab, programs, stun_server::StunServer, world::isolated};
-use zonemesh_discovery::stun::{Behaviour, NatBehaviour, PortPattern, ReflexiveClient, StunEvent};
+use zonemesh::{
+    lab::{nat::Kind, net::Lab, programs, stun_server::StunServer, world::isolated},
+    measure::{hairpin, mapping_lifetime},
+};
+use zonemesh_discovery::stun::{
+    Behaviour, MappingLifetime, NatBehaviour, PortPattern, ReflexiveClient, StunEvent,
+};
 
 /// Past all the tries of one request and a whole behaviour test.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -148,6 +153,72 @@ fn a_nat_that_restarts_with_another_address_is_noticed_within_ten_seconds() {
             assert!(start.elapsed() < Duration::from_secs(10), "after {:?}", start.elapsed());
         },
     );
+}
+
+/// By an answer from outside where the NAT keeps the port, which nothing else would show;
+/// and where it does not.
+#[test]
+fn the_lifetime_of_a_mapping_is_measured_with_coturn() {
+    isolated("stun::the_lifetime_of_a_mapping_is_measured_with_coturn", || {
+        let home = TempDir::new().expect("a folder");
+        let mut lab = Lab::new().expect("a core");
+        let stun = lab.public_host("stun", 2).expect("a public host");
+        let command = |program: &str| stun.namespace.command(program);
+        let server =
+            StunServer::start(command, home.path(), &stun.addresses[..2], 3478).expect("coturn");
+        let server = server.addresses()[0];
+        std::thread::scope(|scope| {
+            for kind in [Kind::PortRestricted, Kind::SymmetricRandom] {
+                let name = format!("{kind:?}");
+                let mut site = lab.site(&name, kind, "192.168.1.0/24").expect("a site");
+                site.router()
+                    .enter(|| {
+                        for timeout in
+                            ["nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"]
+                        {
+                            let path = format!("/proc/sys/net/netfilter/{timeout}");
+                            std::fs::write(path, "14").expect("a timeout");
+                        }
+                    })
+                    .expect("the router's namespace");
+                let host = site.host(&format!("{name}-host")).expect("a host");
+                scope.spawn(move || {
+                    let found = host.namespace.enter(|| wait_for(mapping_lifetime(server)));
+                    let expected = MappingLifetime {
+                        survived: Some(Duration::from_secs(10)),
+                        lost: Some(Duration::from_secs(15)),
+                    };
+                    assert_eq!(found.expect("the namespace"), Some(expected), "{kind:?}");
+                });
+            }
+        });
+    });
+}
+
+#[test]
+fn a_nat_that_hairpins_is_told_from_one_that_does_not() {
+    isolated("stun::a_nat_that_hairpins_is_told_from_one_that_does_not", || {
+        let home = TempDir::new().expect("a folder");
+        let mut lab = Lab::new().expect("a core");
+        let stun = lab.public_host("stun", 1).expect("a public host");
+        let command = |program: &str| stun.namespace.command(program);
+        let server =
+            StunServer::start(command, home.path(), &stun.addresses[..1], 3478).expect("coturn");
+        let server = server.addresses()[0];
+        for (kind, turns) in [(Kind::FullCone, true), (Kind::PortRestricted, false)] {
+            let name = format!("{kind:?}");
+            let mut site = lab.site(&name, kind, "192.168.1.0/24").expect("a site");
+            let host = site.host(&format!("{name}-host")).expect("a host");
+            let found = host.namespace.enter(|| wait_for(hairpin(server)));
+            assert_eq!(found.expect("the namespace"), Some(turns), "{kind:?}");
+        }
+    });
+}
+
+fn wait_for<T>(measured: impl Future<Output = std::io::Result<T>>) -> T {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().build().expect("a runtime");
+    runtime.block_on(measured).expect("sockets")
 }
 
 fn start(home: &TempDir, listen: &[&str]) -> StunServer {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use stun_rs::{
     MessageClass, MessageDecoder, MessageEncoder, StunAttribute, StunMessageBuilder, TransactionId,
     attributes::{
-        discovery::{ChangeRequest, ChangeRequestFlags, OtherAddress},
+        discovery::{ChangeRequest, ChangeRequestFlags, OtherAddress, ResponsePort},
         stun::{Fingerprint, XorMappedAddress},
     },
     methods::BINDING,
@@ -14,8 +14,8 @@ use stun_rs::{
 /// The 96 random bits by which an answer finds its request (RFC 8489 §5).
 pub(super) type Id = [u8; 12];
 
-/// Header (RFC 8489 §5), CHANGE-REQUEST and FINGERPRINT.
-const MAX_REQUEST_LEN: usize = 20 + 8 + 8;
+/// Header (RFC 8489 §5), CHANGE-REQUEST, RESPONSE-PORT and FINGERPRINT.
+const MAX_REQUEST_LEN: usize = 20 + 8 + 8 + 8;
 
 /// The magic cookie at bytes 4 to 7 (RFC 8489 §5).
 const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
@@ -40,8 +40,9 @@ pub(super) struct Answer {
     pub(super) other: Option<SocketAddr>,
 }
 
-/// A Binding request, with FINGERPRINT so that a demultiplexer knows it for STUN.
-pub(super) fn request(id: Id, change: Change) -> Vec<u8> {
+/// A Binding request, with FINGERPRINT so that a demultiplexer knows it for STUN. With a
+/// port, the answer is asked to go there (RFC 5780 §7.5).
+pub(super) fn request(id: Id, change: Change, response_port: Option<u16>) -> Vec<u8> {
     let flags = match change {
         Change::Nothing => None,
         Change::Port => Some(ChangeRequestFlags::ChangePort.into()),
@@ -53,6 +54,9 @@ pub(super) fn request(id: Id, change: Change) -> Vec<u8> {
         .with_transaction_id(TransactionId::from(id));
     if flags.is_some() {
         message = message.with_attribute(ChangeRequest::new(flags));
+    }
+    if let Some(port) = response_port {
+        message = message.with_attribute(ResponsePort::from(port));
     }
     let message = message.with_attribute(Fingerprint::default()).build();
     let mut buffer = vec![0; MAX_REQUEST_LEN];
@@ -69,6 +73,13 @@ pub(super) fn response_id(datagram: &[u8]) -> Option<Id> {
     let header = datagram.get(..20)?;
     // The response classes have the upper class bit set (RFC 8489 §5).
     (header[0] & 0xc1 == 0x01 && header[4..8] == MAGIC_COOKIE)
+        .then(|| header[8..20].try_into().expect("twelve bytes"))
+}
+
+/// The transaction of a datagram that has a STUN request's header.
+pub(super) fn request_id(datagram: &[u8]) -> Option<Id> {
+    let header = datagram.get(..20)?;
+    (header[..2] == [0, 1] && header[4..8] == MAGIC_COOKIE)
         .then(|| header[8..20].try_into().expect("twelve bytes"))
 }
 

@@ -19,13 +19,16 @@
 //! NAT's behaviour (RFC 5780) per new reflexive address, see [`NatBehaviour`]. The
 //! ports that were seen meanwhile tell how the NAT chooses them, see [`PortPattern`].
 //!
-//! Beside the keeper stands a small machine for a socket of its own: [`Sample`] asks
-//! which port a new mapping gets.
+//! Beside the keeper stand small machines for sockets of their own: [`Sample`] asks which
+//! port a new mapping gets, [`LifetimeTest`] how long one lives, [`HairpinTest`] whether
+//! the NAT turns packets round.
 //!
 //! Not here, on purpose: TCP and TLS, authentication and redirection
 //! (ALTERNATE-SERVER), and MAPPED-ADDRESS of RFC 3489 servers.
 
 mod behaviour;
+mod hairpin;
+mod lifetime;
 mod message;
 mod ports;
 mod request;
@@ -52,6 +55,8 @@ use self::{
 
 pub use self::{
     behaviour::{Behaviour, NatBehaviour},
+    hairpin::HairpinTest,
+    lifetime::{LifetimeTest, MappingLifetime, Socket},
     ports::PortPattern,
     sample::{Sample, SampleEvent},
 };

@@ -26,6 +26,7 @@ pub(super) struct Request {
     to: SocketAddr,
     answered_by: SocketAddr,
     change: Change,
+    response_port: Option<u16>,
     tries_left: u32,
     wait: Duration,
     due: Instant,
@@ -45,14 +46,28 @@ pub(super) enum Outcome {
 impl Request {
     /// A request that is due at once.
     pub(super) fn new(id: Id, to: SocketAddr, tries: u32, now: Instant) -> Self {
-        let change = Change::Nothing;
-        Self { id, to, answered_by: to, change, tries_left: tries, wait: RTO, due: now }
+        Self {
+            id,
+            to,
+            answered_by: to,
+            change: Change::Nothing,
+            response_port: None,
+            tries_left: tries,
+            wait: RTO,
+            due: now,
+        }
     }
 
     /// Asks that the answer come from another address or port of the server.
     pub(super) fn with_change(mut self, change: Change, answered_by: SocketAddr) -> Self {
         self.change = change;
         self.answered_by = answered_by;
+        self
+    }
+
+    /// Asks that the answer go to another port of ours.
+    pub(super) fn with_response_port(mut self, port: u16) -> Self {
+        self.response_port = Some(port);
         self
     }
 
@@ -87,6 +102,7 @@ impl Request {
         self.tries_left -= 1;
         self.due = now + self.wait;
         self.wait = (self.wait * 2).min(MAX_RTO);
-        Outcome::Send(Transmit { to: self.to, payload: message::request(self.id, self.change) })
+        let payload = message::request(self.id, self.change, self.response_port);
+        Outcome::Send(Transmit { to: self.to, payload })
     }
 }

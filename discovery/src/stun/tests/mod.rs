@@ -1,5 +1,7 @@
 //! The client against scripted servers behind a modelled NAT, in virtual time.
 
+mod hairpin;
+mod lifetime;
 mod sample;
 mod world;
 

@@ -1,0 +1,122 @@
+//! Measurements of the NAT through sockets of their own, so that WireGuard's is not
+//! disturbed: the shells around discovery's machines for them.
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Instant,
+};
+
+use tokio::{net::UdpSocket, time::sleep_until};
+use zonemesh_discovery::stun::{
+    HairpinTest, LifetimeTest, MappingLifetime, Sample, SampleEvent, Socket,
+};
+
+/// Longer than any answer to such a question.
+const BUFFER: usize = 1500;
+
+/// Which outer address a new mapping gets right now, as this server sees it; `None` where
+/// it does not answer within two seconds.
+///
+/// # Errors
+/// When no socket can be had.
+pub async fn sample(server: SocketAddr) -> io::Result<Option<SocketAddr>> {
+    let socket = open(server).await?;
+    let mut sample = Sample::new(server, rand::random(), Instant::now());
+    loop {
+        if let Some(transmit) = sample.poll_transmit() {
+            // What cannot be sent is not answered.
+            let _ = socket.send_to(&transmit.payload, transmit.to).await;
+        }
+        match sample.poll_event() {
+            Some(SampleEvent::Seen { external, .. }) => return Ok(Some(external)),
+            Some(SampleEvent::Failed) => return Ok(None),
+            None => {}
+        }
+        let Some(due) = sample.poll_timeout() else { return Ok(None) };
+        let mut buffer = [0; BUFFER];
+        if let Some((length, from)) = receive(&socket, &mut buffer, due).await {
+            sample.handle_datagram(from, &buffer[..length], Instant::now());
+        }
+        sample.handle_timeout(Instant::now());
+    }
+}
+
+/// Whether the NAT turns packets to its own outer address round; `None` where the server
+/// does not answer.
+///
+/// # Errors
+/// When no socket can be had.
+pub async fn hairpin(server: SocketAddr) -> io::Result<Option<bool>> {
+    let socket = open(server).await?;
+    let mut test = HairpinTest::new(server, rand::random(), Instant::now());
+    loop {
+        if let Some(transmit) = test.poll_transmit() {
+            let _ = socket.send_to(&transmit.payload, transmit.to).await;
+        }
+        if let Some(outcome) = test.poll_event() {
+            return Ok(outcome);
+        }
+        let Some(due) = test.poll_timeout() else { return Ok(None) };
+        let mut buffer = [0; BUFFER];
+        if let Some((length, from)) = receive(&socket, &mut buffer, due).await {
+            test.handle_datagram(from, &buffer[..length], Instant::now());
+        }
+        test.handle_timeout(Instant::now());
+    }
+}
+
+/// How long the NAT keeps an idle mapping; `None` where this server cannot show it. Takes
+/// minutes, and some thirty datagrams.
+///
+/// # Errors
+/// When no socket can be had.
+pub async fn mapping_lifetime(server: SocketAddr) -> io::Result<Option<MappingLifetime>> {
+    let (tested, other) = (open(server).await?, open(server).await?);
+    let inner = tested.local_addr()?.port();
+    let mut test = LifetimeTest::new(server, inner, rand::random(), Instant::now());
+    loop {
+        while let Some((socket, transmit)) = test.poll_transmit() {
+            let socket = match socket {
+                Socket::Tested => &tested,
+                Socket::Other => &other,
+            };
+            let _ = socket.send_to(&transmit.payload, transmit.to).await;
+        }
+        if let Some(outcome) = test.poll_event() {
+            return Ok(outcome);
+        }
+        let Some(due) = test.poll_timeout() else { return Ok(None) };
+        let (mut one, mut two) = ([0; BUFFER], [0; BUFFER]);
+        let came = tokio::select! {
+            came = receive(&tested, &mut one, due) => came.map(|came| (Socket::Tested, came)),
+            came = receive(&other, &mut two, due) => came.map(|came| (Socket::Other, came)),
+        };
+        if let Some((socket, (length, from))) = came {
+            let buffer = if socket == Socket::Tested { &one } else { &two };
+            test.handle_datagram(socket, from, &buffer[..length], Instant::now());
+        }
+        test.handle_timeout(Instant::now());
+    }
+}
+
+/// A socket of the server's family, on a port of the system's choice.
+async fn open(server: SocketAddr) -> io::Result<UdpSocket> {
+    match server {
+        SocketAddr::V4(_) => UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await,
+        SocketAddr::V6(_) => UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).await,
+    }
+}
+
+/// The next datagram, unless none comes until then. An error is an ICMP one about an
+/// earlier datagram: retries handle what it tells.
+async fn receive(
+    socket: &UdpSocket,
+    buffer: &mut [u8],
+    until: Instant,
+) -> Option<(usize, SocketAddr)> {
+    tokio::select! {
+        came = socket.recv_from(buffer) => came.ok(),
+        () = sleep_until(until.into()) => None,
+    }
+}

@@ -19,6 +19,8 @@ pub struct Status {
     pub node: NodeStatus,
     /// Its peers: the members of the mesh and the static ones.
     pub peers: Vec<PeerStatus>,
+    /// The relays that this node knows, the ones in use first.
+    pub relays: Vec<RelayStatus>,
     /// The zone; `null` for a node that has none.
     pub zone: Option<ZoneStatus>,
     /// What somebody should look at.
@@ -206,6 +208,23 @@ pub enum PathKind {
     None,
 }
 
+/// A relay, by one of the ways to it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RelayStatus {
+    /// Its URI (RFC 7065).
+    pub uri: String,
+    /// Its address and port.
+    pub server: SocketAddr,
+    /// `primary`, `spare`, `leaving`, `trying`, `resting` or `failed`.
+    pub state: String,
+    /// Where peers reach this node through it.
+    pub relayed: Option<SocketAddr>,
+    /// The round trip to it in milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// Why it gave no allocation when it was asked last.
+    pub error: Option<String>,
+}
+
 /// The zone and its server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ZoneStatus {
@@ -266,6 +285,9 @@ impl fmt::Display for Status {
         if let Some(zone) = zone {
             writeln!(f, "zone       {zone}")?;
         }
+        for relay in &self.relays {
+            writeln!(f, "relay      {relay}")?;
+        }
         for warning in &self.warnings {
             writeln!(f, "warning    {warning}")?;
         }
@@ -293,6 +315,19 @@ impl fmt::Display for ZoneStatus {
             (false, true) => "published, not read yet",
             (false, false) => "not reached yet",
         })
+    }
+}
+
+impl fmt::Display for RelayStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}  {}", self.uri, self.state)?;
+        if let Some(relayed) = self.relayed {
+            write!(f, "  relayed {relayed}")?;
+        }
+        if let Some(rtt) = self.rtt_ms {
+            write!(f, "  {rtt:.1} ms")?;
+        }
+        self.error.as_ref().map_or(Ok(()), |error| write!(f, "  {}", printable(error)))
     }
 }
 
@@ -391,6 +426,7 @@ mod tests {
                 rx_bytes: 2048,
                 tx_bytes: 7,
             }],
+            relays: vec![],
             zone: None,
             warnings: vec![],
             counters: BTreeMap::new(),

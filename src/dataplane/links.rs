@@ -188,6 +188,17 @@ impl Target {
         }
     }
 
+    /// Sends one framed message that nobody may fragment. A stream knows no such thing.
+    pub(super) fn send_whole(&self, sockets: &Sockets, contents: &[u8]) -> io::Result<()> {
+        match &self.end {
+            End::Socket(to) => {
+                sockets.of(to).ok_or(io::ErrorKind::NetworkUnreachable)?.send_whole(*to, contents)
+            }
+            End::Extra(udp, to) => udp.send_whole(*to, contents),
+            End::Stream(_) => self.send(sockets, contents, None),
+        }
+    }
+
     /// The socket that empties, where a send would have to wait; none for a stream, which
     /// is not waited for: what it cannot take is lost as on any full link.
     pub(super) fn socket<'s>(&'s self, sockets: &'s Sockets) -> Option<&'s Udp> {

@@ -43,7 +43,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use zonemesh_discovery::identity::PublicKey;
-use zonemesh_punch::{Route, Via};
+use zonemesh_punch::Route;
 
 use self::{
     counters::Counters,
@@ -288,13 +288,7 @@ impl DataPlane {
     /// Sends a datagram of the control plane's that way. Does not wait; what fails is
     /// counted. With `whole` nobody may fragment it on its way.
     pub fn send(&self, route: Route, bytes: &[u8], whole: bool) {
-        if whole && route.via == Via::Socket {
-            let udp = self.shared.sockets.of(&route.remote);
-            let sent = udp.map(|udp| udp.send_whole(route.remote, bytes));
-            // Too large for the first link already: as lost as on any later one.
-            return self.shared.note_sent(route, sent.unwrap_or(Ok(())));
-        }
-        self.shared.send_now(route, bytes);
+        self.shared.send(route, bytes, whole);
     }
 
     /// From now on there is this relay: messages of its server come in, and once channels
@@ -456,13 +450,23 @@ impl Shared {
 
     /// Sends one message without waiting.
     fn send_now(&self, route: Route, message: &[u8]) {
+        self.send(route, message, false);
+    }
+
+    /// The same; with `whole` so that nobody fragments it.
+    fn send(&self, route: Route, message: &[u8], whole: bool) {
         let target = self.links.load().target(&route);
         let Some(target) = target else { return self.counters.count(DropReason::NoChannel) };
         let header = target.header_len();
         let mut frame = vec![0; header + message.len()];
         frame[header..].copy_from_slice(message);
         target.frame(&mut frame);
-        self.note_sent(route, target.send(&self.sockets, &frame, None));
+        let sent = if whole {
+            target.send_whole(&self.sockets, &frame)
+        } else {
+            target.send(&self.sockets, &frame, None)
+        };
+        self.note_sent(route, sent);
     }
 
     /// Counts what could not be sent.

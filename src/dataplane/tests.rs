@@ -9,7 +9,7 @@ use std::{
 
 use rustix::io::{Errno, read, write};
 use zonemesh_discovery::identity::Identity;
-use zonemesh_punch::turn::channel;
+use zonemesh_punch::{Via, turn::channel};
 
 use super::{offload::VNET_HEADER, *};
 

@@ -27,7 +27,7 @@ use zonemesh_discovery::{
 };
 use zonemesh_punch::{
     Agent, Candidate, CandidateKind, CheckKeys, Courier, Event as AgentEvent, LocalRelay,
-    PairStatus, Route, SelectedPath, Transmit, Username,
+    PairStatus, Route, SelectedPath, Transmit, Username, Via,
 };
 
 use self::roster::{Roster, Said};
@@ -436,6 +436,18 @@ impl Mesh {
     /// The path to a member.
     pub fn path(&self, node: &PublicKey) -> Option<SelectedPath> {
         self.peers.get(node)?.agent.as_ref()?.selected()
+    }
+
+    /// This node's address on its relay `id`.
+    pub fn relayed(&self, id: u32) -> Option<SocketAddr> {
+        self.relays.iter().find(|relay| relay.id == id).map(|relay| relay.relayed)
+    }
+
+    /// The peers' addresses that this node reaches, or would reach, by its relay `id`.
+    pub fn peers_by_relay(&self, id: u32) -> BTreeSet<SocketAddr> {
+        let agents = self.peers.values().filter_map(|peer| peer.agent.as_ref());
+        let routes = agents.flat_map(Agent::pairs).map(|pair| pair.route);
+        routes.filter(|route| route.via == Via::Relay(id)).map(|route| route.remote).collect()
     }
 
     /// The most that a packet in the tunnel may have to pass whole on the narrowest of the

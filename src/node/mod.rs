@@ -11,6 +11,7 @@
 
 mod gather;
 mod mtu;
+mod relays;
 mod report;
 mod start;
 
@@ -52,8 +53,8 @@ use crate::{
     tunnel::PresharedKey,
 };
 
-use self::{gather::Gather, mtu::Mtu};
-pub use self::{gather::GatherEvent, report::Echoed};
+use self::{gather::Gather, mtu::Mtu, relays::RelayKeeper};
+pub use self::{gather::GatherEvent, relays::RelayEvent, report::Echoed};
 
 /// Events that wait for the loop. A source that finds the queue full waits, and with
 /// it only itself.
@@ -98,6 +99,8 @@ pub enum Event {
     Echoed(Echoed),
     /// What was found out of this node's own addresses.
     Gathered(GatherEvent),
+    /// From the tasks around the relays.
+    Relay(RelayEvent),
 }
 
 /// Runs a node until SIGINT or SIGTERM.
@@ -171,6 +174,7 @@ struct Node {
     events: mpsc::Sender<Event>,
     /// This node's own candidates.
     gather: Gather,
+    relays: RelayKeeper,
     /// The clocks, as they were read last.
     clocks: (Instant, SystemTime),
     zone: ZoneState,
@@ -218,6 +222,7 @@ impl Node {
             Event::Control(control) => self.handle_control(control),
             Event::Echoed(echoed) => self.handle_echoed(echoed),
             Event::Gathered(event) => self.handle_gathered(event, now),
+            Event::Relay(event) => self.handle_relay_event(event, now),
         }
     }
 
@@ -242,7 +247,7 @@ impl Node {
                 }
                 self.tell_services(now);
             }
-            ZoneEvent::Relays(servers) => debug!(?servers, "the zone's relays"),
+            ZoneEvent::Relays(servers) => self.set_relay_servers(&servers, now),
             ZoneEvent::Browse(server, outcome) => {
                 self.zone.server = Some(server);
                 self.zone.browse_error = outcome.err();
@@ -288,6 +293,7 @@ impl Node {
         self.mesh.set_connected(connected, now);
         if moved {
             self.handle_candidates(now);
+            self.relays_moved(now);
             self.mesh.handle_moved(now);
         }
         let wanted = mdns_interfaces(addresses, &self.config.mdns.interfaces, &overlay);
@@ -302,18 +308,24 @@ impl Node {
         self.due.apply = Some(now);
     }
 
+    /// Takes a STUN message: an answer of a STUN server, a relay's, or a check.
+    fn handle_stun(&mut self, route: Route, bytes: &[u8], now: Instant) {
+        let is_direct = route.via == Via::Socket;
+        if is_direct
+            && (self.stun.handle_datagram(route.remote, bytes, now)
+                || self.handle_relay_datagram(route.remote, bytes, now))
+        {
+            return;
+        }
+        if self.mesh.handle_check(route, bytes, now) == CheckOutcome::Stranger {
+            self.ask_zone(None);
+        }
+    }
+
     fn handle_upcall(&mut self, upcall: Upcall) {
         let now = Instant::now();
         match upcall {
-            Upcall::Stun { route, bytes } => {
-                let is_direct = route.via == Via::Socket;
-                if is_direct && self.stun.handle_datagram(route.remote, &bytes, now) {
-                    return;
-                }
-                if self.mesh.handle_check(route, &bytes, now) == CheckOutcome::Stranger {
-                    self.ask_zone(None);
-                }
-            }
+            Upcall::Stun { route, bytes } => self.handle_stun(route, &bytes, now),
             Upcall::Knock { key, from } => {
                 debug!(%key, %from, "a stranger knocks");
                 self.ask_zone(Some(key));
@@ -327,7 +339,7 @@ impl Node {
                 }
             }
             Upcall::SourceChanged { peer, from } => self.mesh.handle_heard(&peer, from, now, now),
-            Upcall::Relay { .. } => {}
+            Upcall::Relay { id, bytes } => self.handle_relay_message(id, &bytes, now),
             Upcall::Failed { reason } => self.failed = Some(reason),
         }
     }
@@ -335,6 +347,7 @@ impl Node {
     fn handle_timeout(&mut self) {
         let (now, wall) = (Instant::now(), SystemTime::now());
         self.stun.handle_timeout(now);
+        self.drive_relays(now, wall);
         if self.gather.known.handle_timeout(now) {
             self.handle_candidates(now);
         }
@@ -393,7 +406,8 @@ impl Node {
         let renew = self.own.as_ref().and_then(Own::renew_at);
         let Due { advert, save, apply, .. } = self.due;
         let (stun, stale) = (self.stun.poll_timeout(), self.gather.known.poll_timeout());
-        let others = [stun, stale, renew, advert, save, apply].into_iter().flatten();
+        let relays = self.relays.poll_timeout();
+        let others = [stun, stale, relays, renew, advert, save, apply].into_iter().flatten();
         fixed.into_iter().chain(others).min().expect("at least two")
     }
 
@@ -411,6 +425,7 @@ impl Node {
                 StunEvent::Ports(ports) => info!(%ports, "NAT port pattern"),
             }
         }
+        self.settle_relays(now);
         while let Some(transmit) = self.stun.poll_transmit() {
             self.data.send(Route::direct(transmit.to), &transmit.payload, false);
         }
@@ -442,8 +457,9 @@ impl Node {
             }
         }
         while let Some(transmit) = self.mesh.poll_transmit() {
-            self.data.send(transmit.route, &transmit.payload, transmit.dont_fragment);
+            self.send(&transmit, now);
         }
+        self.settle_relays(now);
         self.apply_mtu().await;
         if peers_changed || self.due.apply.is_some_and(|due| due <= now) {
             self.apply(now).await;
@@ -563,7 +579,8 @@ impl Node {
         let stun = self.config.stun_servers.iter().chain(&self.zone.stun_servers);
         let services = stun.chain(&self.zone.server).map(SocketAddr::ip);
         let fixed = self.config.peers.iter().filter_map(|peer| peer.endpoint).map(|at| at.ip());
-        self.mesh.set_services(services.chain(fixed).collect(), now);
+        let relays = self.relays.servers().into_iter().map(|server| server.ip());
+        self.mesh.set_services(services.chain(fixed).chain(relays).collect(), now);
     }
 
     /// Leaves the zone and the LAN; the data plane ends when it is dropped. Gives the

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot};
 use zonemesh_discovery::identity::PublicKey;
-use zonemesh_punch::PairStatus;
+use zonemesh_punch::{PairStatus, Tier, Via};
 
 use super::{Event, Node, start::TRUST_WARNING};
 use crate::{
@@ -93,7 +93,10 @@ impl Node {
             path: report.map_or(PathStatus::NONE, |report| self.path_status(&report)),
             reason: pairs.first().map_or("no pair is known", PairStatus::reason).to_owned(),
             advice: None,
-            pairs: pairs.iter().map(|pair| PairExplanation::new(pair, |_| None, now)).collect(),
+            pairs: pairs
+                .iter()
+                .map(|pair| PairExplanation::new(pair, |id| self.relays.label(id), now))
+                .collect(),
         }))
     }
 
@@ -120,6 +123,7 @@ impl Node {
         Status {
             node,
             peers,
+            relays: self.relays.status(),
             zone: self.zone_status(),
             warnings: self.warnings(),
             counters: self.counters(),
@@ -149,16 +153,27 @@ impl Node {
         let is_member = self.mesh.advert(&report.public_key).is_some();
         let selected = self.mesh.path(&report.public_key);
         let lives = report.last_handshake.is_some_and(|age| age < SESSION_LIFE);
-        let remote = match selected {
-            Some(path) => Some(path.route.remote),
-            None => report.path.filter(|_| !is_member && lives).map(|path| path.remote),
+        let route = match selected {
+            Some(path) => Some(path.route),
+            None => report.path.filter(|_| !is_member && lives),
         };
-        let Some(remote) = remote else { return PathStatus::NONE };
+        let Some(route) = route else { return PathStatus::NONE };
+        let relayed = selected.is_some_and(|path| path.tier == Tier::Relayed);
+        let own_relay = match route.via {
+            Via::Relay(id) => self.relays.label(id),
+            Via::Socket | Via::Extra(_) => None,
+        };
+        let local = match route.via {
+            Via::Relay(id) => self.mesh.relayed(id),
+            Via::Socket => source_address(route.remote).map(|ip| SocketAddr::new(ip, self.port)),
+            Via::Extra(_) => None,
+        };
         PathStatus {
-            kind: PathKind::Direct,
-            local: source_address(remote).map(|ip| SocketAddr::new(ip, self.port)),
-            remote: Some(remote),
-            relay: None,
+            kind: if relayed { PathKind::Relayed } else { PathKind::Direct },
+            local,
+            remote: Some(route.remote),
+            // Without a relay of our own it is the peer's, which stands there.
+            relay: own_relay.or_else(|| relayed.then(|| route.remote.ip().to_string())),
             rtt_ms: selected.map(|path| milliseconds(path.rtt)),
         }
     }

@@ -21,6 +21,7 @@ use zonemesh_discovery::{
 use super::{
     Due, Event, GATHER_LIMIT, Gather, HEARD_INTERVAL, Node, QUEUE, ZoneState,
     mtu::{self, Mtu},
+    relays::RelayKeeper,
 };
 use crate::{
     apply::Applier,
@@ -95,6 +96,7 @@ impl Node {
             if from_zone { state.stun_servers().to_vec() } else { config.stun_servers.clone() };
         stun.set_servers(&known, now);
 
+        let relays = RelayKeeper::start(&config, &identity.public_key(), &sender, (now, wall))?;
         let mut node = Self {
             public_key: identity.public_key(),
             port,
@@ -105,6 +107,7 @@ impl Node {
             mesh,
             stun,
             own,
+            relays,
             rendezvous: None,
             mdns: None,
             lan_interfaces: Vec::new(),

@@ -177,11 +177,14 @@ impl Relays {
         self.drain(id);
     }
 
-    /// Sends to a peer whose channel may not be bound yet: then the payload waits a
-    /// little, or goes without a channel.
+    /// Sends to a peer whose channel may not be bound yet: then it is wanted from now on,
+    /// and the payload waits a little, or goes without a channel.
     pub fn send(&mut self, id: u32, peer: SocketAddr, payload: &[u8], now: Instant) {
         self.now = now;
-        if let Some(client) = self.legs.get_mut(&id).and_then(|leg| leg.client.as_mut()) {
+        let Some(leg) = self.legs.get_mut(&id) else { return };
+        leg.peers.insert(peer);
+        if let Some(client) = &mut leg.client {
+            client.bind(peer, now);
             client.send(peer, payload, now);
             self.drain(id);
         }

@@ -13,6 +13,7 @@ mod paths;
 mod plain_peer;
 mod port_mappings;
 mod records;
+mod relays;
 mod services;
 mod stage;
 mod stream;

@@ -1,0 +1,56 @@
+//! Nodes that no direct path can join reach each other by a relay, whichever way they
+//! reach the relay.
+
+use std::net::SocketAddr;
+
+use zonemesh::lab::{
+    nat::Kind,
+    relay_server::{Over, RelayKind},
+    world::isolated,
+};
+
+use crate::stage::{JOIN_LIMIT, LAN_A, LAN_B, Stage, Zone, finish};
+
+#[test]
+fn symmetric_random_meets_symmetric_random_by_a_relay_over_udp() {
+    isolated("relays::symmetric_random_meets_symmetric_random_by_a_relay_over_udp", || {
+        meet_by_relay(Over::Udp);
+    });
+}
+
+#[test]
+fn symmetric_random_meets_symmetric_random_by_a_relay_over_tcp() {
+    isolated("relays::symmetric_random_meets_symmetric_random_by_a_relay_over_tcp", || {
+        meet_by_relay(Over::Tcp);
+    });
+}
+
+#[test]
+fn symmetric_random_meets_symmetric_random_by_a_relay_over_tls() {
+    isolated("relays::symmetric_random_meets_symmetric_random_by_a_relay_over_tls", || {
+        meet_by_relay(Over::Tls);
+    });
+}
+
+fn meet_by_relay(over: Over) {
+    let mut stage = Stage::new(Zone::Bind);
+    stage.setup.add_relay(RelayKind::Coturn).expect("a relay can be added");
+    stage.setup.offer_relays(|relay| relay.uris_over(over)).expect("it is offered");
+    let left = stage.behind("a", Kind::SymmetricRandom, LAN_A);
+    let right = stage.behind("b", Kind::SymmetricRandom, LAN_B);
+    let a = stage.start_advertised("a", 1, &left.host);
+    let mut b = stage.start("b", 2, &right.host);
+    b.wait_for_reply(a.overlay(), JOIN_LIMIT).expect("they reach each other");
+    let traffic = stage.traffic_of_pings(&b, &a);
+    let direct = traffic.between(left.public[0], right.public[0]);
+    let checks_alone = 20 * 200;
+    assert!(direct.bytes < checks_alone, "{traffic:?}");
+    for (from, to) in [(&a, "b"), (&b, "a")] {
+        let path = from.peer(to).expect("it knows its peer")["path"].clone();
+        assert_eq!(path["kind"], "relayed", "{path}");
+        let remote: SocketAddr =
+            path["remote"].as_str().unwrap_or_default().parse().expect("an address");
+        assert!(!path["relay"].is_null() && remote.port() != 0, "{path}");
+    }
+    finish([a, b]);
+}

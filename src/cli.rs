@@ -21,7 +21,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     config::{Config, ConfigError, DEFAULT_FILE, SOCKET_DIR},
     control::{Client, Reply, Request},
-    lab, netcheck, node,
+    lab, netcheck, node, serve,
     status::{PathKind, PathStatus, Status, printable},
 };
 
@@ -50,6 +50,12 @@ struct Arguments {
 enum Command {
     /// Runs a node in the foreground, until SIGINT or SIGTERM
     Up {
+        /// The configuration
+        #[arg(short, long, value_name = "FILE", default_value = DEFAULT_FILE)]
+        config: PathBuf,
+    },
+    /// Runs a rendezvous in the foreground, until SIGINT or SIGTERM: STUN and TURN
+    Serve {
         /// The configuration
         #[arg(short, long, value_name = "FILE", default_value = DEFAULT_FILE)]
         config: PathBuf,
@@ -130,8 +136,15 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Command::Up { config } => {
             let config = Config::load(&config)?;
+            config.check_node()?;
             log(arguments.log);
             node::run(config).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Serve { config } => {
+            let config = Config::load(&config)?;
+            config.need_serve()?;
+            log(arguments.log);
+            serve::run(&config).map(|()| ExitCode::SUCCESS)
         }
         Command::Status { socket, config, json, watch } => {
             let socket = socket.find(config.as_deref())?;

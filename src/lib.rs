@@ -21,6 +21,7 @@ pub mod ping;
 pub mod plan;
 pub mod relays;
 pub mod rendezvous;
+pub mod serve;
 pub mod state;
 pub mod status;
 mod sys;

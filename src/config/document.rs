@@ -131,6 +131,12 @@ impl<'a> Section<'a> {
         self.document.error(&self.span, self.path_of(key), message)
     }
 
+    /// An error about a key whose value does not fit what else is said.
+    pub(super) fn wrong(&self, key: &str, expected: &str) -> ConfigError {
+        let message = format!("does not fit; expected {expected}");
+        self.document.error(&self.span, self.path_of(key), message)
+    }
+
     /// Ends the section: what has not been taken is unknown.
     pub(super) fn finish(&self) -> Result<()> {
         let Some(key) = self.rest.keys().min_by_key(|key| key.span().start) else { return Ok(()) };
@@ -197,9 +203,15 @@ impl<'a> Item<'a> {
     }
 
     pub(super) fn integer(&self, range: RangeInclusive<u16>) -> Result<u16> {
+        let number = self.number((*range.start()).into()..=(*range.end()).into())?;
+        // It lies in the range.
+        Ok(u16::try_from(number).unwrap_or(u16::MAX))
+    }
+
+    pub(super) fn number(&self, range: RangeInclusive<u64>) -> Result<u64> {
         let expected = || format!("a number from {} to {}", range.start(), range.end());
         let DeValue::Integer(number) = &self.value else { return Err(self.wrong(&expected())) };
-        u16::from_str_radix(number.as_str(), number.radix())
+        u64::from_str_radix(number.as_str(), number.radix())
             .ok()
             .filter(|number| range.contains(number))
             .ok_or_else(|| self.wrong(&expected()))

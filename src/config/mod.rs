@@ -12,6 +12,7 @@ mod document;
 mod read;
 mod relay_uri;
 mod secret;
+mod serve;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +31,7 @@ pub use self::{
     document::ConfigError,
     relay_uri::{RelayHost, RelayTransport, RelayUri, RelayUriError},
     secret::Secret,
+    serve::{ServeConfig, TlsConfig},
 };
 
 /// The configuration that is read where none is named.
@@ -57,6 +59,8 @@ pub struct Config {
     pub stun_servers: Vec<SocketAddr>,
     /// `[relay]`
     pub relay: RelayConfig,
+    /// `[serve]`: a rendezvous for others; `None` where the section is missing.
+    pub serve: Option<ServeConfig>,
     /// `[control]`: the control socket.
     pub control_socket: PathBuf,
     /// `[network]`: whose adverts count.
@@ -227,6 +231,35 @@ impl Config {
     /// [`ConfigError`] names the file, the line, the key and what was expected.
     pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
         read::config(file, text)
+    }
+
+    /// Checks that this is the configuration of a node, and not of a rendezvous alone.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when there is nobody to meet.
+    pub fn check_node(&self) -> Result<(), ConfigError> {
+        if self.zone.is_some() || !self.peers.is_empty() {
+            return Ok(());
+        }
+        Err(self.missing("zone", read::NEEDS_PEERS))
+    }
+
+    /// What is to be served.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when the section is missing.
+    pub fn need_serve(&self) -> Result<&ServeConfig, ConfigError> {
+        let expected = "a [serve] section with what is to be served";
+        self.serve.as_ref().ok_or_else(|| self.missing("serve", expected))
+    }
+
+    fn missing(&self, key: &str, expected: &str) -> ConfigError {
+        ConfigError {
+            file: self.file.clone(),
+            position: None,
+            key: key.to_owned(),
+            message: format!("is missing; expected {expected}"),
+        }
     }
 
     /// Checks what only shows once the node's own key is known.

@@ -19,6 +19,7 @@ use super::{
     RelayUri, SOCKET_DIR, Secret, Trust, TsigAlgorithm, TsigConfig, ZoneConfig,
     document::{Document, Item, Result, Section},
     secret::SecretFile,
+    serve,
 };
 
 /// What a node is named may not be longer: it has to fit its advert.
@@ -32,6 +33,9 @@ const MAX_SOCKET_PATH: usize = 107;
 
 /// Below 1280 there is no IPv6 (RFC 8200 §5); above 9000 no common link carries it.
 const MTU: std::ops::RangeInclusive<u16> = 1280..=9000;
+
+/// What a node cannot be without.
+pub(super) const NEEDS_PEERS: &str = "a [zone] with the mesh's name, or at least one [[peer]]";
 
 const DNS_PORT: u16 = 53;
 const STUN_PORT: u16 = 3478;
@@ -50,11 +54,15 @@ pub(super) fn config(file: &Path, text: &str) -> Result<Config> {
     let relay = relay(root.section("relay")?, &mut warnings)?;
     let control_socket = control(root.section("control")?, base, &interface.name)?;
     let trust = network(root.section("network")?, &mut warnings)?;
+    let serve = root
+        .take("serve")
+        .map(|item| serve::serve(item.section()?, base, &mut warnings))
+        .transpose()?;
     let peers = peers(root.take("peer"), &interface.routes, &mut warnings)?;
     // First, so that a misspelt section is called that, and not missing.
     root.finish()?;
-    if zone.is_none() && peers.is_empty() {
-        return Err(root.missing("zone", "a [zone] with the mesh's name, or at least one [[peer]]"));
+    if zone.is_none() && peers.is_empty() && serve.is_none() {
+        return Err(root.missing("zone", NEEDS_PEERS));
     }
     Ok(Config {
         file: file.to_owned(),
@@ -65,6 +73,7 @@ pub(super) fn config(file: &Path, text: &str) -> Result<Config> {
         portmap,
         stun_servers,
         relay,
+        serve,
         control_socket,
         trust,
         peers,
@@ -346,7 +355,7 @@ fn peer(
 }
 
 /// The warnings so far, and the folder that paths are relative to.
-struct Warnings<'a> {
+pub(super) struct Warnings<'a> {
     base: &'a Path,
     found: Vec<String>,
 }
@@ -357,7 +366,7 @@ impl Warnings<'_> {
     }
 
     /// Reads the secret file that an item names.
-    fn secret(&mut self, item: &Item<'_>) -> Result<Secret<String>> {
+    pub(super) fn secret(&mut self, item: &Item<'_>) -> Result<Secret<String>> {
         let path = path(item, self.base)?;
         let file = SecretFile::read(&path)
             .map_err(|error| item.error(format!("cannot read {}: {error}", path.display())))?;
@@ -385,7 +394,7 @@ fn key_bytes(text: &str) -> Option<[u8; 32]> {
     BASE64.decode(text.as_bytes()).ok()?.try_into().ok()
 }
 
-fn path(item: &Item<'_>, base: &Path) -> Result<PathBuf> {
+pub(super) fn path(item: &Item<'_>, base: &Path) -> Result<PathBuf> {
     let expected = "a path";
     let text = item.text(expected)?;
     if text.is_empty() || text.contains('\0') {
@@ -459,13 +468,13 @@ fn check_remote(item: &Item<'_>, addr: SocketAddr, expected: &str) -> Result<Soc
     Ok(addr)
 }
 
-fn is_unicast(ip: IpAddr) -> bool {
+pub(super) fn is_unicast(ip: IpAddr) -> bool {
     let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
     !(ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || broadcast)
 }
 
 /// A list of at most `limit` values, all different.
-fn unique<'a, T: Eq + Hash + Clone>(
+pub(super) fn unique<'a, T: Eq + Hash + Clone>(
     list: Item<'a>,
     what: &str,
     limit: usize,

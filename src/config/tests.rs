@@ -58,6 +58,21 @@ fn the_example_is_a_valid_configuration_and_its_comments_tell_the_defaults() {
     assert!(full.relay.enabled && shipped.relay.enabled);
     assert_eq!(full.relay.ca_file, Some(folder.path().join("ca.pem")));
     assert_eq!(full.control_socket, shipped.control_socket);
+    assert_eq!(shipped.serve, None);
+    let serve = full.serve.expect("a [serve] section");
+    let plain = parse_in(&folder, "[serve]\nsecret_file = \"turn.secret\"").expect("enough");
+    let plain = plain.serve.expect("a [serve] section");
+    assert_eq!(serve.tls.as_ref().map(|tls| tls.listen[0].port()), Some(443));
+    assert_eq!(serve.listen, ["198.51.100.10:3478".parse().expect("an address")]);
+    let named = ServeConfig {
+        listen: serve.listen.clone(),
+        tls: serve.tls.clone(),
+        relay_addresses: serve.relay_addresses.clone(),
+        external_addresses: serve.external_addresses.clone(),
+        allow_peers: serve.allow_peers.clone(),
+        ..plain
+    };
+    assert_eq!(serve, named, "the other values are the defaults");
     let [peer] = &full.peers[..] else { panic!("one peer: {:?}", full.peers) };
     assert_eq!(peer.public_key.to_string(), KEY);
     assert_eq!(peer.endpoint, Some("198.51.100.7:51820".parse().expect("an address")));
@@ -127,6 +142,52 @@ fn a_server_without_port_gets_the_service_s_own() {
 }
 
 #[test]
+fn a_rendezvous_needs_its_section_alone() {
+    let folder = folder();
+    let config = parse_in(&folder, "[serve]\nsecret_file = \"turn.secret\"").expect("enough");
+    assert!(config.need_serve().is_ok());
+    let error = config.check_node().expect_err("it is no node");
+    assert_eq!(error.key, "zone");
+    let serve = config.serve.expect("a [serve] section");
+    assert!(!serve.enabled && serve.stun && serve.turn);
+    let listen: Vec<String> = serve.listen.iter().map(ToString::to_string).collect();
+    assert_eq!(listen, ["0.0.0.0:3478", "[::]:3478"]);
+    let shown = format!("{serve:?}");
+    assert!(!shown.contains("any text"), "the secret is not shown");
+    let node = parse_in(&folder, "[zone]\nname = \"m.example\"").expect("a node");
+    assert_eq!(node.need_serve().expect_err("nothing to serve").key, "serve");
+    let stun = parse_in(&folder, "[serve]\nturn = false").expect("STUN alone needs no secret");
+    assert!(stun.serve.is_some_and(|serve| serve.secret.is_none()));
+}
+
+#[test]
+fn what_cannot_be_served_is_told_with_its_key() {
+    for (text, key) in [
+        ("", "serve.secret_file"),
+        ("turn = false\nstun = false", "serve.turn"),
+        ("listen = [\"224.0.0.1:3478\"]", "serve.listen[0]"),
+        ("listen = [\"192.0.2.1:0\"]", "serve.listen[0]"),
+        ("tls_listen = [\"0.0.0.0:443\"]", "serve.tls_cert_file"),
+        ("tls_cert_file = \"a.pem\"", "serve.tls_key_file"),
+        ("external_address = [\"192.0.2.1\", \"192.0.2.2\"]", "serve.external_address"),
+        ("relay_addresses = [\"0.0.0.0\"]", "serve.relay_addresses[0]"),
+        ("ports = \"50000\"", "serve.ports"),
+        ("ports = \"60000-50000\"", "serve.ports"),
+        ("ports = \"80-90\"", "serve.ports"),
+        ("realm = \"a\\\"b\"", "serve.realm"),
+        ("allow_peers = [\"10.0.0.1/8\"]", "serve.allow_peers[0]"),
+        ("limits = { allocations = 0 }", "serve.limits.allocations"),
+        ("limits = { bandwidth = -1 }", "serve.limits.bandwidth"),
+        ("limits = { channels = 5000 }", "serve.limits.channels"),
+        ("limits = { chanels = 5 }", "serve.limits.chanels"),
+        ("zone = true", "serve.zone"),
+    ] {
+        let error = parse_in(&folder(), &format!("[serve]\n{text}")).expect_err(text);
+        assert_eq!(error.key, key, "{text}: {error}");
+    }
+}
+
+#[test]
 fn a_position_counts_lines_and_characters() {
     let text = "# größer\n[node]\nname = \"ü\" \n[interface]\n\"ä\" = 1\n";
     let error = parse_in(&folder(), text).expect_err("an unknown key");
@@ -169,6 +230,12 @@ fn fragment() -> impl Strategy<Value = String> {
         "username_secret_file",
         "ca_file",
         "token_file",
+        "serve",
+        "listen",
+        "tls_listen",
+        "ports",
+        "limits",
+        "bandwidth",
     ]);
     let value = prop_oneof![
         any::<i64>().prop_map(|number| number.to_string()),

@@ -2,8 +2,11 @@
 //! credentials and a certificate by an authority of its own.
 
 use std::{
-    fmt, fs,
+    fmt::{self, Write as _},
+    fs::{self, OpenOptions},
+    io::Write as _,
     net::{IpAddr, SocketAddr},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -28,6 +31,8 @@ const REALM: &str = "lab.example";
 pub enum RelayKind {
     /// coturn's `turnserver`.
     Coturn,
+    /// `zonemesh serve`.
+    Zonemesh,
 }
 
 /// How a client reaches a relay.
@@ -54,6 +59,10 @@ pub struct RelaySettings {
     pub listen: Vec<IpAddr>,
     /// Names for the certificate, beside the addresses.
     pub names: Vec<String>,
+    /// The `zonemesh` executable, for [`RelayKind::Zonemesh`].
+    pub executable: PathBuf,
+    /// Further lines of its `[serve]` section.
+    pub more: String,
 }
 
 impl Default for RelaySettings {
@@ -65,6 +74,8 @@ impl Default for RelaySettings {
             secret: "the relay's secret in the lab".to_owned(),
             listen: vec![],
             names: vec![],
+            executable: PathBuf::from("zonemesh"),
+            more: String::new(),
         }
     }
 }
@@ -98,7 +109,9 @@ impl RelayServer {
         let dir = dir.join(format!("relay-{}-{}", host.namespace.name(), settings.port));
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         make_certificate(&dir, &settings)?;
-        fs::write(dir.join("turn.secret"), &settings.secret)?;
+        let mut secret = OpenOptions::new();
+        secret.mode(0o600).write(true).create(true).truncate(true);
+        secret.open(dir.join("turn.secret"))?.write_all(settings.secret.as_bytes())?;
         let mut relay = Self { kind, host: host.clone(), dir, settings, daemon: None, starts: 0 };
         relay.restart()?;
         Ok(relay)
@@ -169,6 +182,7 @@ impl RelayServer {
         self.stop();
         let mut command = match self.kind {
             RelayKind::Coturn => self.coturn(),
+            RelayKind::Zonemesh => self.zonemesh()?,
         };
         self.starts += 1;
         let log = self.dir.join(format!("{}.log", self.starts));
@@ -190,6 +204,25 @@ impl RelayServer {
             Over::Udp | Over::Tcp => Some(self.settings.port),
             Over::Tls => self.settings.tls_port,
         }
+    }
+
+    fn zonemesh(&self) -> Result<Command> {
+        let RelaySettings { port, tls_port, listen, executable, more, .. } = &self.settings;
+        let on = |port: u16| -> Vec<String> {
+            listen.iter().map(|ip| SocketAddr::new(*ip, port).to_string()).collect()
+        };
+        let mut text =
+            format!("[serve]\nlisten = {:?}\nsecret_file = \"turn.secret\"\n", on(*port));
+        if let Some(port) = tls_port {
+            let _ = writeln!(text, "tls_listen = {:?}", on(*port));
+            text.push_str("tls_cert_file = \"cert.pem\"\ntls_key_file = \"key.pem\"\n");
+        }
+        text.push_str(more);
+        let file = self.dir.join("zonemesh.toml");
+        fs::write(&file, text)?;
+        let mut command = self.host.namespace.command(&executable.to_string_lossy());
+        command.arg("serve").arg("-c").arg(file);
+        Ok(command)
     }
 
     fn coturn(&self) -> Command {
@@ -222,6 +255,7 @@ impl fmt::Display for RelayKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Coturn => "turnserver",
+            Self::Zonemesh => "zonemesh serve",
         })
     }
 }

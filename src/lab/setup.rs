@@ -119,6 +119,7 @@ impl Setup {
         let host = self.lab.public_host(&format!("relay{}", self.relays.len() + 1), 1)?;
         let of_family = |ip: &&IpAddr| ip.is_ipv4() == (self.family == Family::Ipv4);
         let settings = RelaySettings {
+            executable: self.services.executable.clone(),
             tls_port: Some(HTTPS_PORT),
             listen: host.addresses.iter().filter(of_family).copied().collect(),
             ..RelaySettings::default()

@@ -21,6 +21,17 @@ fn coturn_relays_over_udp_tcp_and_tls() {
     });
 }
 
+#[test]
+fn zonemesh_relays_over_udp_tcp_and_tls() {
+    isolated("serve::zonemesh_relays_over_udp_tcp_and_tls", || {
+        let stage = Stage::new(RelayKind::Zonemesh);
+        for over in [Over::Udp, Over::Tcp, Over::Tls] {
+            stage.assert_relays(over, &[]);
+            stage.assert_relays(over, &["-s"]);
+        }
+    });
+}
+
 /// A relay and a client's host, both public.
 struct Stage {
     relay: RelayServer,
@@ -36,8 +47,12 @@ impl Stage {
         let mut lab = Lab::new().expect("a core");
         let relay = lab.public_host("relay", 1).expect("a public host");
         let client = lab.public_host("client", 1).expect("a public host");
-        let relay = RelayServer::start(kind, &relay, home.path(), RelaySettings::default())
-            .expect("the relay starts");
+        let settings = RelaySettings {
+            executable: env!("CARGO_BIN_EXE_zonemesh").into(),
+            ..RelaySettings::default()
+        };
+        let relay =
+            RelayServer::start(kind, &relay, home.path(), settings).expect("the relay starts");
         Self { relay, client, _home: home, _lab: lab }
     }
 
@@ -59,7 +74,7 @@ impl Stage {
         client.args(options).arg(self.relay.addresses()[0].to_string());
         let told = run(&mut client, "").expect("the client ends well");
         // "Total lost packets 2 (5.000000%), …": under TLS coturn's client loses one or two
-        // of its own first ones.
+        // of its own first ones, whichever server it talks to.
         let lost = told
             .split_once("Total lost packets ")
             .and_then(|(_, rest)| rest.split_whitespace().next()?.parse::<u32>().ok());

@@ -22,6 +22,10 @@ pub const HEADER_LEN: usize = 4;
 /// 0x40 to 0x4F, which is neither STUN's (0x00 to 0x3F) nor WireGuard's (1 to 4).
 pub const NUMBERS: RangeInclusive<u16> = 0x4000..=0x4fff;
 
+/// The numbers that a client could bind before (RFC 5766 §11). coturn's client still
+/// does, so that a server has to take them.
+pub const OLD_NUMBERS: RangeInclusive<u16> = 0x4000..=0x7fff;
+
 /// The four bytes before a payload of `len` bytes; `None` where the length has no
 /// room in them.
 pub fn header(channel: u16, len: usize) -> Option<[u8; HEADER_LEN]> {
@@ -49,10 +53,15 @@ pub fn is_frame(bytes: &[u8]) -> bool {
 /// out: a sender may pad (RFC 8656 §12.5). `None` where it is no frame, or a frame
 /// that was cut.
 pub fn decode(datagram: &[u8]) -> Option<(u16, &[u8])> {
+    decode_old(datagram).filter(|(channel, _)| NUMBERS.contains(channel))
+}
+
+/// The same, with the numbers that could be bound before.
+pub fn decode_old(datagram: &[u8]) -> Option<(u16, &[u8])> {
     let (header, rest) = datagram.split_first_chunk::<HEADER_LEN>()?;
     let channel = u16::from_be_bytes([header[0], header[1]]);
     let len = usize::from(u16::from_be_bytes([header[2], header[3]]));
-    if !NUMBERS.contains(&channel) {
+    if !OLD_NUMBERS.contains(&channel) {
         return None;
     }
     rest.get(..len).map(|payload| (channel, payload))
@@ -81,7 +90,7 @@ pub fn framed(start: [u8; 4]) -> Option<Framed> {
     let length = usize::from(u16::from_be_bytes([start[2], start[3]]));
     let len = match start[0] {
         0x00..=0x3f if length % 4 == 0 => 20 + length,
-        0x40..=0x4f => HEADER_LEN + length,
+        0x40..=0x7f => HEADER_LEN + length,
         _ => return None,
     };
     Some(Framed { len, on_stream: len + padding(len) })
@@ -119,6 +128,14 @@ mod tests {
     }
 
     #[test]
+    fn a_server_takes_the_numbers_of_old_clients() {
+        let frame = b"\x7f\xff\x00\x02hi";
+        assert_eq!(decode(frame), None);
+        assert_eq!(decode_old(frame), Some((0x7fff, &b"hi"[..])));
+        assert_eq!(decode_old(b"\x80\x00\x00\x02hi"), None);
+    }
+
+    #[test]
     fn a_stream_is_cut_where_the_first_four_bytes_say() {
         for (start, len, on_stream) in [
             ([0x00, 0x01, 0x00, 0x08], 28, 28),
@@ -128,9 +145,8 @@ mod tests {
         ] {
             assert_eq!(framed(start), Some(Framed { len, on_stream }));
         }
-        // A STUN length is a multiple of four; 0x50 and above is nothing.
+        // A STUN length is a multiple of four; 0x80 and above is nothing.
         assert_eq!(framed([0x00, 0x01, 0x00, 0x07]), None);
-        assert_eq!(framed([0x50, 0x00, 0x00, 0x00]), None);
         assert_eq!(framed([0x80, 0x00, 0x00, 0x00]), None);
     }
 

@@ -9,7 +9,7 @@ use std::{
 
 use super::{ClientAddr, Limits, PeerAddr, limits::Bucket};
 use crate::turn::{
-    channel::NUMBERS,
+    channel::OLD_NUMBERS,
     message::{Family, TransactionId},
 };
 
@@ -181,7 +181,7 @@ impl Allocation {
             |number: &u16| self.channels.get(number).is_some_and(|channel| channel.until > now);
         let other_number =
             self.numbers.get(&peer).is_some_and(|bound_to| *bound_to != number && bound(bound_to));
-        if !NUMBERS.contains(&number) || other_peer || other_number {
+        if !OLD_NUMBERS.contains(&number) || other_peer || other_number {
             return Err(Refusal::Conflict);
         }
         if !self.channels.contains_key(&number) && self.channels.len() >= limits.channels {
@@ -301,7 +301,7 @@ mod tests {
         allocation.bind(0x4000, a, &limits, now).expect("the same again");
         assert_eq!(allocation.bind(0x4000, b, &limits, now), Err(Refusal::Conflict));
         assert_eq!(allocation.bind(0x4001, a, &limits, now), Err(Refusal::Conflict));
-        for number in [0, 0x3fff, 0x5000, 0xffff] {
+        for number in [0, 0x3fff, 0x8000, 0xffff] {
             assert_eq!(allocation.bind(number, b, &limits, now), Err(Refusal::Conflict));
         }
         let later = now + CHANNEL_LIFETIME;

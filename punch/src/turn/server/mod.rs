@@ -151,6 +151,11 @@ impl Server {
         self.clients.len()
     }
 
+    /// Whether this client has an allocation, or is getting one.
+    pub fn has_allocation(&self, client: &ClientAddr) -> bool {
+        self.clients.contains_key(client)
+    }
+
     /// What has happened since the start.
     pub fn counters(&self) -> Counters {
         self.counters

@@ -1,0 +1,63 @@
+//! What the machine's limit on open files leaves for clients.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tracing::warn;
+use zonemesh_punch::turn::server::Limits;
+
+use crate::config::ServeConfig;
+
+/// For listening sockets, the log and the like.
+const OTHERS: u64 = 128;
+
+/// How much the clients may have, in sockets as well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Bounds {
+    pub(super) clients: Limits,
+    pub(super) connections: usize,
+    pub(super) connections_per_source: usize,
+}
+
+/// The limits of the configuration, and less where the machine does not give as many
+/// files: who runs out of those can accept nothing any more. An allocation has up to two
+/// sockets, a stream one.
+pub(super) fn within_open_files(config: &ServeConfig) -> Bounds {
+    let wanted = OTHERS + 2 * config.limits.allocations as u64 + config.connections as u64;
+    let limit = getrlimit(Resource::Nofile);
+    let most = limit.maximum.unwrap_or(u64::MAX);
+    let now = limit.current.unwrap_or(u64::MAX);
+    if now < wanted.min(most) {
+        let raised = Rlimit { current: Some(wanted.min(most)), maximum: limit.maximum };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            warn!("the limit on open files stays at {now}: {error}");
+        }
+    }
+    let available = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let bounds = bounds(config, available);
+    if available < wanted {
+        warn!(
+            "only {available} files may be open: at most {} allocations and {} streams (ulimit -n)",
+            bounds.clients.allocations, bounds.connections
+        );
+    }
+    bounds
+}
+
+fn bounds(config: &ServeConfig, available: u64) -> Bounds {
+    let mut bounds = Bounds {
+        clients: config.limits.clone(),
+        connections: config.connections,
+        connections_per_source: config.connections_per_source,
+    };
+    let wanted = 2 * config.limits.allocations as u64 + config.connections as u64;
+    let available = available.saturating_sub(OTHERS);
+    if available < wanted {
+        // As much less of the one as of the other.
+        let share = |number: usize| {
+            let part = u128::from(available) * number as u128 / u128::from(wanted);
+            usize::try_from(part).unwrap_or(number).max(1)
+        };
+        bounds.clients.allocations = share(config.limits.allocations);
+        bounds.connections = share(config.connections);
+    }
+    bounds
+}

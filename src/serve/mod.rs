@@ -1,0 +1,179 @@
+//! `zonemesh serve`: the rendezvous, a public host that the members of a mesh meet
+//! through. It tells them their addresses (STUN) and relays for those that cannot reach
+//! each other (TURN).
+//!
+//! The pure [`Server`](zonemesh_punch::turn::server::Server) decides; here are the
+//! sockets around it. One thread does all of the relaying (the [`Engine`](engine)): it
+//! waits for all sockets at once, those of the clients, one for each relayed address,
+//! and the streams, and moves trains of datagrams from one to another. Beside it a small
+//! runtime watches the machine's addresses and waits for the end.
+//!
+//! A node with a public address may serve its mesh beside its own work ([`Beside`]), on
+//! threads of their own: what fails there does not end the node.
+
+mod addresses;
+mod engine;
+mod forward;
+mod limits;
+mod stream;
+mod streams;
+mod tls;
+mod train;
+mod udp;
+
+use std::{
+    future::Future,
+    thread::{self, JoinHandle},
+};
+
+use anyhow::Context;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
+use tracing::{debug, info, warn};
+use zonemesh_discovery::interfaces::{InterfaceAddress, InterfaceMonitor};
+
+use self::{addresses::Addresses, engine::Engine};
+use crate::config::{Config, ServeConfig};
+
+/// Runs until SIGINT or SIGTERM.
+///
+/// # Errors
+/// When a socket cannot be opened, a certificate not be read, or relaying fails.
+pub fn run(config: &Config) -> anyhow::Result<()> {
+    let serve = config.need_serve()?;
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let stop = async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        };
+        serve_until(serve, None, stop).await
+    })
+}
+
+/// A rendezvous beside a node. Dropped, it ends.
+#[derive(Debug)]
+pub struct Beside {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the rendezvous has to know of the node beside it.
+#[derive(Debug, Clone)]
+pub struct Neighbour {
+    /// The device of the overlay.
+    pub interface: String,
+    /// WireGuard's port, which is as open to peers of the relay as to everybody.
+    pub port: u16,
+}
+
+impl Beside {
+    /// Starts one on a thread of its own. What goes wrong there is logged.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start(config: ServeConfig, neighbour: Neighbour) -> anyhow::Result<Self> {
+        let (stop, stopped) = oneshot::channel();
+        let serve = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let stop = async {
+                // Told or dropped, it is over.
+                let _ = stopped.await;
+            };
+            runtime.block_on(serve_until(&config, Some(neighbour), stop))
+        };
+        let thread = thread::Builder::new().name("serve".into()).spawn(move || {
+            if let Err(error) = serve() {
+                warn!("not serving others any more: {error:#}");
+            }
+        })?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // It logs what went wrong itself.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Serves until `stop` is there, or relaying fails.
+async fn serve_until(
+    config: &ServeConfig,
+    neighbour: Option<Neighbour>,
+    stop: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let overlay = neighbour.as_ref().map(|neighbour| neighbour.interface.as_str());
+    let mut monitor = match InterfaceMonitor::start().await {
+        Ok(monitor) => Some(monitor),
+        Err(error) => {
+            warn!("this machine's addresses are not known: {error}");
+            None
+        }
+    };
+    let interfaces = monitor.as_ref().map_or(&[][..], InterfaceMonitor::addresses);
+    let addresses = Addresses::of(config, interfaces, overlay);
+    tell(config, &addresses);
+    let mut known = addresses.clone();
+    let own_ports = neighbour.iter().map(|neighbour| neighbour.port).collect();
+    let mut relaying = Engine::start(config, addresses, own_ports)?;
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        tokio::select! {
+            () = &mut stop => break,
+            () = relaying.ended() => break,
+            interfaces = changed(&mut monitor) => {
+                let addresses = Addresses::of(config, &interfaces, overlay);
+                if addresses != known {
+                    tell(config, &addresses);
+                    known = addresses.clone();
+                    relaying.set_addresses(addresses);
+                }
+            }
+        }
+    }
+    info!("no longer serving");
+    relaying.stop().context("relaying failed")
+}
+
+/// The machine's addresses, when they may have changed.
+async fn changed(monitor: &mut Option<InterfaceMonitor>) -> Vec<InterfaceAddress> {
+    let Some(monitor) = monitor else { return std::future::pending().await };
+    while let Err(error) = monitor.changed().await {
+        // It tries again by itself.
+        debug!("changes of this machine's addresses are not seen: {error}");
+    }
+    monitor.addresses().to_vec()
+}
+
+fn tell(config: &ServeConfig, addresses: &Addresses) {
+    if !config.turn {
+        return;
+    }
+    if addresses.relay.is_empty() {
+        warn!("no address to relay from: serve.listen and serve.relay_addresses name none");
+    }
+    for address in &addresses.relay {
+        let external = address.external;
+        if !zonemesh_punch::turn::server::is_public(external) {
+            warn!(
+                "{external} is not public, so peers reach its relayed addresses only from \
+                 near; behind a one-to-one NAT set serve.external_address"
+            );
+        }
+        info!(address = %address.bind, seen_as = %external, "relaying from");
+    }
+}

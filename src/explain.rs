@@ -166,6 +166,7 @@ mod tests {
             selected: true,
             suspect: false,
             rtt: Some(Duration::from_micros(12_340)),
+            loss: Some(0.0),
             unanswered: 0,
             last_sent: Some(now),
             last_answer: Some(now),

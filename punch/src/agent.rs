@@ -12,12 +12,19 @@
 //!    destination), that is a pair as well. Each check that comes in is answered and,
 //!    while its pair is not known to work, answered by a check the other way: the
 //!    peer's check got out through its own NAT, so a check back gets in.
-//! 3. The first pair that answers is selected, so that data flows at once. The node
-//!    with the lower key controls: it moves on to a better pair when there is one and
-//!    nominates what it selects; the other node follows where it can.
-//! 4. The selected pair is checked on, seldom while idle, often while data flows.
-//!    When it no longer answers, the next best takes its place; where there is none,
-//!    the path is lost, and everything is probed afresh. An agent never gives up.
+//! 3. The first pair that answers is selected, so that data flows at once: as a rule
+//!    one over a relay. What would be better is looked at meanwhile, through both NATs
+//!    at the same moment: see `agent/punching.rs`. The node with the lower key controls:
+//!    it moves on to a better pair when there is one and nominates what it selects; the
+//!    other node follows where it can.
+//! 4. The selected pair is checked on: each second while data is sent, not at all while
+//!    there is none but WireGuard's own keepalives arrive. Both sides tell each other
+//!    what arrives, so that a path on which checks pass and data dies is left
+//!    (`agent/hold.rs`). When the pair no longer answers, the next best takes its place,
+//!    which was looked at when the first answer was missing; where there is none, the
+//!    path is lost, and everything is probed afresh. An agent never gives up.
+//! 5. On the selected pair the largest packet that passes whole is looked for
+//!    (`agent/mtu.rs`).
 //!
 //! # Manner
 //!
@@ -36,10 +43,13 @@
 //! silent, and the pair of the other address is used.
 //!
 //! Left out on purpose: foundations and frozen pairs (RFC 8445 §6.1.2.6; there is
-//! one component and few pairs), role conflicts (the keys decide), error responses,
-//! and port prediction for NATs that choose ports at random.
+//! one component and few pairs), role conflicts (the keys decide), and error responses.
 
+mod checks;
+mod hold;
+mod mtu;
 mod pairs;
+mod punching;
 mod select;
 
 use std::{
@@ -47,14 +57,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
+use rand::{SeedableRng, rngs::StdRng};
 
+use self::{checks::InFlight, hold::Traffic, mtu::MtuSearch, punching::Punching};
 use crate::{
     budget::Budget,
     candidate::{Candidate, CandidateKind, canonical},
-    check::{Answer, Check, CheckKeys, OpenError, Request, Username},
-    pair::{self, Pair, Tier},
-    replay::{Old, Replay},
+    check::{Check, CheckKeys, OpenError, Username},
+    pair::{Pair, SILENCE, Tier, Use},
+    quality::Quality,
+    replay::Replay,
     route::{LocalRelay, Route, Via},
     status::{Event, PairStatus, SelectedPath, Transmit},
 };
@@ -77,13 +89,14 @@ pub const MAX_LEARNED: usize = 8;
 /// The most candidates of its own that a node is believed to have.
 const MAX_LOCAL: usize = 64;
 
-/// One check each 50 ms (RFC 8445 §14.2), and as many at once as there are candidates.
-const CHECK_INTERVAL: Duration = Duration::from_millis(50);
-const CHECK_BURST: u32 = 8;
+/// One check each 25 ms, twice the pace that RFC 8445 §14.2 has by default, because a
+/// relay doubles the pairs; and as many at once as there are candidates.
+const CHECK_INTERVAL: Duration = Duration::from_millis(25);
+const CHECK_BURST: u32 = 16;
 
 /// Answers: twice the checks that a peer of this version sends.
-const ANSWER_INTERVAL: Duration = Duration::from_millis(25);
-const ANSWER_BURST: u32 = 32;
+const ANSWER_INTERVAL: Duration = Duration::from_micros(12_500);
+const ANSWER_BURST: u32 = 48;
 
 /// A check to where a stale request came from, to learn the peer's clock.
 const CHALLENGE_INTERVAL: Duration = Duration::from_secs(1);
@@ -92,9 +105,6 @@ const CHALLENGE_INTERVAL: Duration = Duration::from_secs(1);
 /// new addresses, and two that never agree on one give new ones for ever.
 const LEARN_INTERVAL: Duration = Duration::from_secs(15);
 const LEARN_BURST: u32 = 8;
-
-/// How long an answer is waited for: what queues longer than that is no path.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// How often a sign of life from the peer restarts fast probing of all pairs.
 const WAKE_INTERVAL: Duration = Duration::from_secs(120);
@@ -144,6 +154,7 @@ pub struct Agent {
     extra: Vec<u32>,
     pairs: Vec<Pair>,
     selected: Option<Route>,
+    selected_at: Instant,
     /// The peer is known to have heard the selected pair's nomination.
     told: bool,
     /// What the controlling peer nominated last, and when by its clock.
@@ -157,18 +168,16 @@ pub struct Agent {
     challenges: Budget,
     learns: Budget,
     wakes: Budget,
-    last_data: Option<Instant>,
+    traffic: Traffic,
+    punching: Punching,
+    mtu: MtuSearch,
+    mapping_lifetime: Option<Duration>,
     queue: VecDeque<Transmit>,
-    reported: Option<(Route, Tier)>,
+    reported: Option<Report>,
 }
 
-#[derive(Debug)]
-struct InFlight {
-    id: [u8; 12],
-    route: Route,
-    at: Instant,
-    nominate: bool,
-}
+/// What an event tells of the path.
+type Report = (Route, Tier, Option<u16>);
 
 impl Agent {
     /// An agent for the peer that `keys` are shared with. All randomness comes from
@@ -186,6 +195,7 @@ impl Agent {
             extra: Vec::new(),
             pairs: Vec::new(),
             selected: None,
+            selected_at: now,
             told: false,
             nominated: None,
             gaining: None,
@@ -196,7 +206,10 @@ impl Agent {
             challenges: Budget::new(CHALLENGE_INTERVAL, 1, now),
             learns: Budget::new(LEARN_INTERVAL, LEARN_BURST, now),
             wakes: Budget::new(WAKE_INTERVAL, 1, now),
-            last_data: None,
+            traffic: Traffic::default(),
+            punching: Punching::new(now),
+            mtu: MtuSearch::default(),
+            mapping_lifetime: None,
             queue: VecDeque::new(),
             reported: None,
         }
@@ -295,25 +308,40 @@ impl Agent {
         result
     }
 
-    /// WireGuard sent data to the peer.
+    /// Takes for how long this node's NAT keeps the mapping of a socket that sends
+    /// nothing, if it was measured: while the peer is active, it is kept up.
+    pub fn set_mapping_lifetime(&mut self, lifetime: Option<Duration>) {
+        self.mapping_lifetime = lifetime;
+    }
+
+    /// WireGuard has sent data to the peer since this was called last. To be called each
+    /// second or oftener while it does: see `agent/hold.rs`.
     pub fn note_data_sent(&mut self, now: Instant) {
-        self.last_data = Some(now);
-        if let Some(pair) = self.selected.and_then(|route| self.pair_mut(route)) {
-            pair.hasten(now);
+        self.traffic.sent(now);
+        if self.traffic.is_sending(now) {
+            self.hasten();
+            self.mtu.renew(now);
         }
     }
 
-    /// WireGuard authenticated data that came in there, `from` the peer.
-    pub fn note_data_received(&mut self, from: Route, now: Instant) {
-        self.last_data = Some(now);
+    /// WireGuard authenticated data that came in there at `at`, `from` the peer.
+    pub fn note_data_received(&mut self, from: Route, at: Instant) {
+        self.traffic.received(at);
         let from = plain(from);
+        let is_idle = self.usage(from, at) == Use::Idle;
         match self.pair_mut(from) {
-            Some(pair) => pair.note_data(now),
+            Some(pair) => {
+                pair.note_data(at);
+                // WireGuard's own packets hold an idle pair.
+                if is_idle && !pair.urgent && pair.unanswered() == 0 {
+                    pair.due = Some(at + SILENCE);
+                }
+            }
             // The peer's NAT maps anew, and its data is here before its checks.
             None => {
-                if let Some(pair) = self.pair_or_learn(from, CandidateKind::PeerReflexive, now) {
-                    pair.heard(now);
-                    self.drive(now);
+                if let Some(pair) = self.pair_or_learn(from, CandidateKind::PeerReflexive, at) {
+                    pair.heard(at);
+                    self.drive(at);
                 }
             }
         }
@@ -322,12 +350,14 @@ impl Agent {
     /// WireGuard sends on the selected path, and nothing comes back although it
     /// should: the path steps behind all others for a while, whatever its checks say.
     pub fn note_data_dead(&mut self, now: Instant) {
-        if let Some(pair) = self.selected.and_then(|route| self.pair_mut(route))
-            && !pair.is_suspect(now)
-        {
-            pair.suspect(now);
-            self.recheck(now);
-        }
+        self.suspect_selected(false, now);
+        self.drive(now);
+    }
+
+    /// A packet was too big for the selected path, or one as big as its MTU was lost
+    /// again and again: looks for what passes now.
+    pub fn note_too_big(&mut self, now: Instant) {
+        self.mtu.restart(now);
         self.drive(now);
     }
 
@@ -344,22 +374,27 @@ impl Agent {
     /// What changed since the last call, as far as it still matters.
     pub fn poll_event(&mut self) -> Option<Event> {
         let selected = self.selected();
-        let report = selected.map(|path| (path.route, path.tier));
-        if report == self.reported {
-            return None;
+        let report = selected.as_ref().map(report);
+        let before = std::mem::replace(&mut self.reported, report);
+        match (before, selected) {
+            _ if before == report => None,
+            (Some((route, tier, _)), Some(path)) if (route, tier) == (path.route, path.tier) => {
+                Some(Event::PathMtu(path))
+            }
+            (_, Some(path)) => Some(Event::PathSelected(path)),
+            (_, None) => Some(Event::PathLost),
         }
-        self.reported = report;
-        Some(selected.map_or(Event::PathLost, Event::PathSelected))
     }
 
     /// When to call [`Agent::handle_timeout`] at the latest.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let report = self.selected().map(|path| (path.route, path.tier));
-        if !self.queue.is_empty() || report != self.reported {
+        if !self.queue.is_empty() || self.selected().as_ref().map(report) != self.reported {
             return Some(self.now);
         }
-        let due = self.pairs.iter().map(|pair| pair.due).min()?;
-        Some(due.max(self.checks.free_at()).max(self.now))
+        let checks = self.pairs.iter().filter_map(|pair| pair.due).chain(self.mtu.due());
+        let checks = checks.min().map(|due| due.max(self.checks.free_at()));
+        let due = checks.into_iter().chain(self.punching_due()).min()?;
+        Some(due.max(self.now))
     }
 
     /// The path in use.
@@ -370,8 +405,8 @@ impl Agent {
             own: pair.own,
             kind: pair.kind,
             tier: pair.tier(&self.locals),
-            rtt: pair.rtt()?,
-            mtu: None,
+            rtt: pair.quality()?.rtt(),
+            mtu: pair.mtu,
         })
     }
 
@@ -385,7 +420,8 @@ impl Agent {
             listed: pair.listed,
             selected: Some(pair.route) == self.selected,
             suspect: pair.is_suspect(self.now),
-            rtt: pair.rtt(),
+            rtt: pair.quality().map(Quality::rtt),
+            loss: pair.quality().map(Quality::loss),
             unanswered: pair.unanswered(),
             last_sent: pair.last_sent,
             last_answer: pair.last_answer,
@@ -393,89 +429,16 @@ impl Agent {
         })
     }
 
-    fn handle_request(
-        &mut self,
-        from: Route,
-        request: &Request,
-        now: Instant,
-    ) -> Result<(), CheckError> {
-        match self.replay.admit(request, now) {
-            Ok(()) => {}
-            Err(Old::Seen) => return Err(CheckError::Replayed),
-            Err(Old::Stale) => {
-                if self.challenges.take(now) && self.checks.take(now) {
-                    self.send_check(from, false, now);
-                }
-                return Err(CheckError::Stale);
-            }
-        }
-        if !self.answers.take(now) {
-            return Err(CheckError::Busy);
-        }
-        let answer = Answer { id: request.id, clock_ms: self.clock_ms(now), mapped: from.remote };
-        self.transmit(from, &Check::Answer(answer));
-
-        let silent = self.selected.is_none();
-        let newest = self.nominated.is_none_or(|(_, clock_ms)| clock_ms <= request.clock_ms);
-        if request.nominate && newest {
-            self.nominated = Some((from, request.clock_ms));
-        }
-        if let Some(pair) = self.pair_or_learn(from, request.learned_kind(), now) {
-            pair.heard(now);
-        }
-        // Who is heard is there: what did not answer a while ago may do so now.
-        if silent && self.wakes.take(now) {
-            self.recheck(now);
-        }
-        Ok(())
-    }
-
-    fn handle_answer(
-        &mut self,
-        from: Route,
-        answer: &Answer,
-        now: Instant,
-    ) -> Result<(), CheckError> {
-        let index = self
-            .in_flight
-            .iter()
-            .position(|sent| sent.id == answer.id && now <= sent.at + ANSWER_WITHIN)
-            .ok_or(CheckError::Unsolicited)?;
-        if self.in_flight[index].route != from {
-            return Err(CheckError::Elsewhere);
-        }
-        let Some(sent) = self.in_flight.remove(index) else { return Ok(()) };
-        if self.replay.learn(answer.clock_ms, now)
-            && let Some((_, clock_ms)) = &mut self.nominated
-        {
-            *clock_ms = 0;
-        }
-        let Some(pair) = self.pair_mut(from) else { return Ok(()) };
-        pair.answered(sent.at, answer.mapped, now);
-        self.told |= sent.nominate && self.selected == Some(from);
-        self.note_gain(from, now);
-        self.select(now);
-        let usage = self.usage(from, now);
-        let jitter = self.rng.random();
-        // A nomination is repeated until it is heard.
-        let hold = self.keys.controlling() && self.selected == Some(from) && !self.told;
-        if let Some(pair) = self.pair_mut(from)
-            && !hold
-        {
-            pair.rest(usage, jitter, now);
-        }
-        Ok(())
-    }
-
     /// Does everything that is due, and keeps the selection the best one.
     fn drive(&mut self, now: Instant) {
         // Data may be told of a moment after it came: a check that it triggers goes out now.
         let now = self.now.max(now);
         self.now = now;
-        let oldest = self.in_flight.partition_point(|sent| sent.at + ANSWER_WITHIN < now);
-        self.in_flight.drain(..oldest);
+        self.forget_in_flight(now);
         self.retire(now);
         self.select(now);
+        self.punch(now);
+        self.measure(now);
         while self.queue.len() < MAX_QUEUED
             && let Some(route) = self.next_due(now)
             && self.checks.take(now)
@@ -484,56 +447,14 @@ impl Agent {
         }
     }
 
-    /// The pair whose check is due most: urgent ones first, then the longest waiting.
-    fn next_due(&self, now: Instant) -> Option<Route> {
-        let due = self.pairs.iter().filter(|pair| pair.due <= now);
-        due.min_by_key(|pair| (!pair.urgent, pair.due)).map(|pair| pair.route)
-    }
-
-    fn check_pair(&mut self, route: Route, now: Instant) {
-        let nominate = self.keys.controlling() && self.selected == Some(route);
-        self.send_check(route, nominate, now);
-        let usage = self.usage(route, now);
-        let jitter = self.rng.random();
-        let Some(pair) = self.pair_mut(route) else { return };
-        pair.sent(usage, jitter, now);
-        // What may have to take its place is looked at while there is time.
-        if self.selected == Some(route)
-            && self.pair_mut(route).is_some_and(|pair| pair.unanswered() == pair::DOUBTS)
-        {
-            for pair in self.pairs.iter_mut().filter(|p| p.is_valid() && p.route != route) {
-                pair.due = now;
-            }
-        }
-    }
-
-    fn send_check(&mut self, to: Route, nominate: bool, now: Instant) {
-        let mut id = [0; 12];
-        self.rng.fill_bytes(&mut id);
-        // What the peer, where it does not know this end, will learn it as.
-        let kind = match to.via {
-            Via::Socket | Via::Extra(_) => CandidateKind::PeerReflexive,
-            Via::Relay(_) => CandidateKind::Relayed,
-        };
-        let learned = Candidate { kind, addr: to.remote };
-        let clock_ms = self.clock_ms(now);
-        let request = Request { id, clock_ms, priority: learned.priority(), nominate };
-        self.in_flight.push_back(InFlight { id, route: to, at: now, nominate });
-        self.transmit(to, &Check::Request(request));
-    }
-
-    fn transmit(&mut self, route: Route, check: &Check) {
-        // A datagram that finds no room is lost as any other may be.
-        if self.queue.len() < MAX_QUEUED {
-            let payload = self.keys.seal(check);
-            self.queue.push_back(Transmit { route, payload, dont_fragment: false });
-        }
-    }
-
     fn clock_ms(&self, now: Instant) -> u64 {
         let elapsed = now.saturating_duration_since(self.started).as_millis();
         self.started_unix_ms.saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
     }
+}
+
+fn report(path: &SelectedPath) -> Report {
+    (path.route, path.tier, path.mtu)
 }
 
 /// The route in the one spelling of its address.

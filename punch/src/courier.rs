@@ -141,7 +141,7 @@ impl Courier {
 
     fn send(&mut self, route: Route, note: &Note) {
         let payload = self.keys.seal_note(note);
-        self.queue.push_back(Transmit { route, payload, dont_fragment: false });
+        self.queue.push_back(Transmit { route, payload, dont_fragment: false, hops: None });
     }
 }
 

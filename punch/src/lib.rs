@@ -12,6 +12,7 @@ pub mod candidate;
 pub mod check;
 mod courier;
 mod pair;
+mod quality;
 mod replay;
 mod route;
 mod status;

@@ -6,11 +6,11 @@
 //! picks the source address, so that half is not chosen but learned: an answer tells
 //! which address of ours the peer saw ([`Pair::own`]).
 //!
-//! A pair begins *probing*: checks go out fast at first and ever slower then, but
-//! never end, because each one also holds our own NAT open for the peer. The first
-//! answer makes it *valid*; from then on it is looked at with the patience that its
-//! use deserves. When [`LOSSES`] checks in a row stay without an answer, it is back
-//! at the beginning.
+//! A pair begins *probing*: checks go out fast at first and ever slower then. Where
+//! nothing better is known they never end, because each one also holds our own NAT open
+//! for the peer. The first answer makes it *valid*; from then on it is looked at with
+//! the patience that its use deserves. When more checks in a row stay without an answer
+//! than chance explains ([`Quality::patience`]), it is back at the beginning.
 
 use std::{
     net::SocketAddr,
@@ -20,6 +20,7 @@ use std::{
 use crate::{
     budget::Budget,
     candidate::{Candidate, CandidateKind},
+    quality::Quality,
     route::{Route, Via},
 };
 
@@ -40,9 +41,17 @@ const SLOW_FOR: Duration = Duration::from_secs(120);
 /// hole stays open and the peer's own check comes in whenever the peer learns of us.
 const PATIENT: Duration = Duration::from_secs(20);
 
-/// Probing a pair that would be no better than the one in use.
-const UNWANTED: Duration = Duration::from_secs(60);
-const UNWANTED_TRIES: u32 = 3;
+/// Probing for something better than what is in use: each wait half as long as all that
+/// came before, up to this. A change that could let a check through restarts it.
+const BETTER_MIN: Duration = Duration::from_secs(2);
+const BETTER_MAX: Duration = Duration::from_secs(1800);
+
+/// So many tries has a pair that would be no better than what is in use.
+const UNWANTED_TRIES: u32 = 6;
+
+/// A round of checks through two NATs: so many, so far apart.
+pub(crate) const ROUND_CHECKS: u8 = 3;
+const ROUND_GAP: Duration = Duration::from_millis(250);
 
 /// How often a check of the peer's triggers one the other way. Two NATs that both map
 /// anew for each destination make each check come from yet another address, and
@@ -50,31 +59,27 @@ const UNWANTED_TRIES: u32 = 3;
 const TRIGGER_INTERVAL: Duration = Duration::from_secs(5);
 const TRIGGER_BURST: u32 = 8;
 
-/// The pair in use while data flows (RFC 7675 §5.1's consent interval).
-const ACTIVE: Duration = Duration::from_secs(5);
+/// The pair in use while data flows. RFC 7675 §5.1 asks for consent each 5 s; here a
+/// dead path has to be left within 3 s.
+const ACTIVE: Duration = Duration::from_secs(1);
 
-/// The same while data goes out and none comes back: a dead path is left within
-/// 5 s, early enough that a TCP connection over it hardly stalls.
-const MUTE: Duration = Duration::from_secs(2);
+/// The pair in use while none does, where not even WireGuard's keepalives come; those
+/// are sent each 25 s, and so hold it alone where they do.
+const IDLE: Duration = Duration::from_secs(25);
+pub(crate) const SILENCE: Duration = Duration::from_secs(30);
 
-/// The pair in use while none does, and the best spares: see [`PATIENT`].
-const IDLE: Duration = Duration::from_secs(20);
+/// The best spares, while data flows and while none does.
 const SPARE: Duration = Duration::from_secs(25);
+const SPARE_IDLE: Duration = Duration::from_secs(600);
 
-/// Any other pair that once answered.
-const DISTANT: Duration = Duration::from_secs(120);
+/// Any other pair that once answered. It is looked at when it may be needed.
+const DISTANT: Duration = Duration::from_secs(3600);
 
-/// How long an answer is waited for, at least and at most: RFC 8489 §6.2.1's initial
-/// RTO, and what is still a path for people.
-const WAIT_MIN: Duration = Duration::from_millis(500);
-const WAIT_MAX: Duration = Duration::from_secs(3);
+/// A pair that has just missed this many answers is no longer one to fall back on.
+const DOUBTS: u32 = 2;
 
-/// So many checks in a row without an answer end a valid pair: at 20 % loss each way
-/// one of 170 rounds would do so by chance, and a dead path is left within 2.5 s.
-pub(crate) const LOSSES: u32 = 5;
-
-/// A pair that has just lost this many is no longer one to fall back on.
-pub(crate) const DOUBTS: u32 = 2;
+/// A pair that answered within this, and owes no answer, is one to move up to.
+const FRESH: Duration = Duration::from_secs(2);
 
 /// How long a pair stays behind all others after WireGuard's packets died on it; twice
 /// as long each time that they do so again, up to an hour, because each try costs the
@@ -101,10 +106,10 @@ pub(crate) struct Rank {
     /// Its last checks are without an answer.
     pub(crate) doubtful: bool,
     pub(crate) tier: Tier,
-    /// IPv6 first: as a rule there is no NAT whose mapping can be lost.
-    ipv4: bool,
     /// Of 50 ms each: less than that is not worth an order.
     rtt_class: u128,
+    /// IPv6 first: as a rule there is no NAT whose mapping can be lost.
+    ipv4: bool,
     /// So that no two are equal.
     route: Route,
 }
@@ -116,12 +121,42 @@ pub(crate) enum Use {
     Active,
     /// It is selected, but there is nothing to send.
     Idle,
-    /// One of the best to fall back on.
+    /// One of the best to fall back on, while data flows.
     Spare,
-    /// None of these, or still probing and better than what is selected.
+    /// The best to fall back on, while none does.
+    SpareIdle,
+    /// It answers, but others are better.
+    Distant,
+    /// Still probing, and nothing else is there.
     Wanted,
+    /// Still probing, and better than what is selected.
+    Better,
+    /// The same, but looked at in rounds that both sides agree on.
+    Punched,
     /// Still probing, but at best as good as what is selected.
     Unwanted,
+}
+
+impl Use {
+    /// How long a valid pair rests after an answer. `jitter` is between 0 and 1.
+    pub(crate) fn interval(self, jitter: f64) -> Duration {
+        let interval = match self {
+            Self::Active => ACTIVE,
+            Self::Idle => IDLE,
+            Self::Spare => SPARE,
+            Self::SpareIdle => SPARE_IDLE,
+            Self::Distant | Self::Wanted | Self::Better | Self::Punched | Self::Unwanted => DISTANT,
+        };
+        spread(interval, jitter)
+    }
+}
+
+/// WireGuard's packets died on a pair.
+#[derive(Debug, Clone, Copy)]
+struct Suspicion {
+    until: Instant,
+    /// The peer said so: it is what we send that dies, so what comes in proves nothing.
+    told: bool,
 }
 
 /// One way to the peer.
@@ -134,12 +169,14 @@ pub(crate) struct Pair {
     pub(crate) listed: bool,
     pub(crate) state: State,
     /// When the next check goes out, or the last one counts as lost.
-    pub(crate) due: Instant,
+    pub(crate) due: Option<Instant>,
+    /// How many checks of a round are still to be sent.
+    pub(crate) round: u8,
     /// The next check goes out before other pairs' checks.
     pub(crate) urgent: bool,
     /// Which address of ours the peer saw last.
     pub(crate) own: Option<SocketAddr>,
-    suspect_until: Option<Instant>,
+    suspicion: Option<Suspicion>,
     /// How often in a row WireGuard's packets died on it.
     deaths: u32,
     triggers: Budget,
@@ -149,6 +186,10 @@ pub(crate) struct Pair {
     pub(crate) last_heard: Option<Instant>,
     /// When WireGuard's packets came from there.
     pub(crate) last_data: Option<Instant>,
+    /// When WireGuard's packets arrived there, as the peer tells.
+    pub(crate) last_arrival: Option<Instant>,
+    /// The largest IP packet that passes whole.
+    pub(crate) mtu: Option<u16>,
 }
 
 #[derive(Debug)]
@@ -156,7 +197,7 @@ pub(crate) enum State {
     /// No answer yet, or none any more.
     Probing { since: Instant, sent: u32 },
     /// The peer answered.
-    Valid { rtt: Duration, unanswered: u32 },
+    Valid { quality: Quality, unanswered: u32 },
 }
 
 impl Pair {
@@ -166,16 +207,19 @@ impl Pair {
             kind,
             listed,
             state: State::Probing { since: now, sent: 0 },
-            due: now,
+            due: Some(now),
+            round: 0,
             urgent: false,
             own: None,
-            suspect_until: None,
+            suspicion: None,
             deaths: 0,
             triggers: Budget::new(TRIGGER_INTERVAL, TRIGGER_BURST, now),
             last_sent: None,
             last_answer: None,
             last_heard: None,
             last_data: None,
+            last_arrival: None,
+            mtu: None,
         }
     }
 
@@ -183,11 +227,20 @@ impl Pair {
         matches!(self.state, State::Valid { .. })
     }
 
-    pub(crate) fn rtt(&self) -> Option<Duration> {
-        match self.state {
-            State::Valid { rtt, .. } => Some(rtt),
+    pub(crate) fn quality(&self) -> Option<&Quality> {
+        match &self.state {
+            State::Valid { quality, .. } => Some(quality),
             State::Probing { .. } => None,
         }
+    }
+
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.due.is_some_and(|due| due <= now)
+    }
+
+    /// The next check goes out at `at` at the latest.
+    pub(crate) fn hurry(&mut self, at: Instant) {
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
 
     pub(crate) fn unanswered(&self) -> u32 {
@@ -198,20 +251,44 @@ impl Pair {
     }
 
     pub(crate) fn is_suspect(&self, now: Instant) -> bool {
-        self.suspect_until.is_some_and(|until| now < until)
+        self.suspicion.is_some_and(|suspicion| now < suspicion.until)
     }
 
-    /// WireGuard's packets died on it, whatever its checks say.
-    pub(crate) fn suspect(&mut self, now: Instant) {
-        self.suspect_until = Some(now + SUSPECT_FOR * 2u32.pow(self.deaths));
+    /// WireGuard's packets died on it, whatever its checks say; `told` by the peer, or
+    /// because none come.
+    pub(crate) fn suspect(&mut self, told: bool, now: Instant) {
+        let until = now + SUSPECT_FOR * 2u32.pow(self.deaths);
+        self.suspicion = Some(Suspicion { until, told });
         self.deaths = (self.deaths + 1).min(SUSPECT_DOUBLINGS);
     }
 
     /// WireGuard's packets arrive on it.
-    pub(crate) fn note_data(&mut self, now: Instant) {
-        self.last_data = Some(now);
-        self.suspect_until = None;
-        self.deaths = 0;
+    pub(crate) fn note_data(&mut self, at: Instant) {
+        self.last_data = self.last_data.max(Some(at));
+        if self.suspicion.is_none_or(|suspicion| !suspicion.told) {
+            self.suspicion = None;
+            self.deaths = 0;
+        }
+    }
+
+    /// The peer tells that WireGuard's packets arrive there.
+    pub(crate) fn note_arrival(&mut self, at: Instant) {
+        self.last_arrival = self.last_arrival.max(Some(at));
+    }
+
+    /// Whether it carries what we send, as far as can be known now.
+    pub(crate) fn is_fresh(&self, now: Instant) -> bool {
+        self.unanswered() == 0 && self.last_answer.is_some_and(|at| now <= at + FRESH)
+    }
+
+    /// Whether so many checks in a row got no answer that the way has ended.
+    pub(crate) fn has_failed(&self, now: Instant) -> bool {
+        match &self.state {
+            State::Valid { quality, unanswered } => {
+                *unanswered >= quality.patience() && self.is_due(now)
+            }
+            State::Probing { .. } => false,
+        }
     }
 
     /// How good the way is; while probing, how good it would be at best.
@@ -229,13 +306,13 @@ impl Pair {
 
     /// The rank of a valid pair.
     pub(crate) fn rank(&self, locals: &[Candidate], now: Instant) -> Option<Rank> {
-        let State::Valid { rtt, unanswered } = self.state else { return None };
+        let State::Valid { quality, unanswered } = &self.state else { return None };
         Some(Rank {
             suspect: self.is_suspect(now),
-            doubtful: unanswered > DOUBTS,
+            doubtful: *unanswered > DOUBTS,
             tier: self.tier(locals),
+            rtt_class: quality.rtt().as_millis() / 50,
             ipv4: self.route.remote.is_ipv4(),
-            rtt_class: rtt.as_millis() / 50,
             route: self.route,
         })
     }
@@ -243,7 +320,8 @@ impl Pair {
     /// Probing begins anew: something has changed that may let a check through.
     pub(crate) fn restart(&mut self, now: Instant) {
         self.state = State::Probing { since: now, sent: 0 };
-        self.due = now;
+        self.due = Some(now);
+        self.round = 0;
     }
 
     /// A check of the peer came from there. The peer's NAT is open this way now, so
@@ -252,7 +330,7 @@ impl Pair {
         self.last_heard = Some(now);
         if !self.is_valid() && self.triggers.take(now) {
             self.urgent = true;
-            self.due = now;
+            self.due = Some(now);
         }
     }
 
@@ -260,53 +338,66 @@ impl Pair {
     pub(crate) fn sent(&mut self, usage: Use, jitter: f64, now: Instant) {
         self.urgent = false;
         self.last_sent = Some(now);
+        self.round = self.round.saturating_sub(1);
         let wait = match &mut self.state {
             State::Probing { since, sent } => {
                 *sent += 1;
                 let elapsed = now.saturating_duration_since(*since);
-                spread(probing_interval(elapsed, *sent, self.listed, usage), jitter)
+                let interval = probing_interval(elapsed, *sent, self.listed, usage);
+                match interval {
+                    _ if self.round > 0 => Some(ROUND_GAP),
+                    interval => interval.map(|interval| spread(interval, jitter)),
+                }
             }
-            State::Valid { rtt, unanswered } => {
+            State::Valid { quality, unanswered } => {
                 *unanswered += 1;
-                (2 * *rtt).clamp(WAIT_MIN, WAIT_MAX)
+                Some(quality.wait())
             }
         };
-        self.due = now + wait;
+        self.due = wait.map(|wait| now + wait);
     }
 
     /// The peer answered a check that was sent at `sent`.
     pub(crate) fn answered(&mut self, sent: Instant, own: SocketAddr, now: Instant) {
         let sample = now.saturating_duration_since(sent);
-        let rtt = match self.state {
-            // Smoothed as RFC 6298 §2 does.
-            State::Valid { rtt, .. } => (7 * rtt + sample) / 8,
-            State::Probing { .. } => sample,
+        let quality = match &self.state {
+            State::Valid { quality, unanswered } => {
+                let mut quality = *quality;
+                quality.answered(sample, unanswered.saturating_sub(1));
+                quality
+            }
+            State::Probing { .. } => Quality::new(sample),
         };
-        self.state = State::Valid { rtt, unanswered: 0 };
+        self.state = State::Valid { quality, unanswered: 0 };
+        self.round = 0;
         self.own = Some(own);
         self.last_answer = Some(now);
     }
 
-    /// When a valid pair whose last check was answered is looked at again.
-    pub(crate) fn rest(&mut self, usage: Use, jitter: f64, now: Instant) {
-        let interval = match usage {
-            Use::Active => ACTIVE,
-            Use::Idle => IDLE,
-            Use::Spare => SPARE,
-            Use::Wanted | Use::Unwanted => DISTANT,
-        };
+    /// A valid pair whose last check was answered is looked at again after this.
+    pub(crate) fn rest(&mut self, interval: Duration, now: Instant) {
         self.urgent = false;
-        self.due = now + spread(interval, jitter);
+        self.due = Some(now + interval);
     }
 
-    /// Data goes out on it: it is looked at more often than an idle one, and more
-    /// often still while nothing comes back.
-    pub(crate) fn hasten(&mut self, now: Instant) {
-        let echoes = self.last_data.is_some_and(|at| now < at + MUTE);
-        let interval = if echoes { ACTIVE } else { MUTE };
+    /// Its next check goes out at `at` at the latest, unless one is under way.
+    pub(crate) fn ask_again(&mut self, at: Instant) {
+        if self.unanswered() == 0 {
+            self.hurry(at);
+        }
+    }
+
+    /// Data goes out on it, or what it goes out on may need it: it is looked at more
+    /// often than an idle one.
+    pub(crate) fn hasten(&mut self, usage: Use) {
+        let interval = match usage {
+            Use::Active => ACTIVE,
+            Use::Spare => SPARE,
+            _ => return,
+        };
         if let (State::Valid { unanswered: 0, .. }, Some(answer)) = (&self.state, self.last_answer)
         {
-            self.due = self.due.min(answer + interval);
+            self.hurry(answer + interval);
         }
     }
 }
@@ -316,20 +407,19 @@ fn spread(interval: Duration, jitter: f64) -> Duration {
     interval.mul_f64(1.0 - jitter / 4.0)
 }
 
-fn probing_interval(elapsed: Duration, sent: u32, listed: bool, usage: Use) -> Duration {
+fn probing_interval(elapsed: Duration, sent: u32, listed: bool, usage: Use) -> Option<Duration> {
     if !listed {
         // The peer's checks from there trigger ours; more of them hold nothing open.
-        if elapsed < FAST_FOR { BRISK } else { SLOW }
-    } else if usage == Use::Unwanted && sent >= UNWANTED_TRIES {
-        UNWANTED
-    } else if elapsed < FAST_FOR {
-        FAST
-    } else if elapsed < BRISK_FOR {
-        BRISK
-    } else if elapsed < SLOW_FOR {
-        SLOW
-    } else {
-        PATIENT
+        return Some(if elapsed < FAST_FOR { BRISK } else { SLOW });
+    }
+    match usage {
+        Use::Unwanted if sent >= UNWANTED_TRIES => None,
+        _ if elapsed < FAST_FOR => Some(FAST),
+        Use::Punched => None,
+        Use::Better => Some((elapsed / 2).clamp(BETTER_MIN, BETTER_MAX)),
+        _ if elapsed < BRISK_FOR => Some(BRISK),
+        _ if elapsed < SLOW_FOR => Some(SLOW),
+        _ => Some(PATIENT),
     }
 }
 
@@ -352,14 +442,14 @@ mod tests {
         let mut lan = pair(CandidateKind::Host, "192.168.1.3:5", now);
         lan.answered(now, own, after(300));
         let mut ipv6 = pair(CandidateKind::ServerReflexive, "[2001:db8::1]:5", now);
-        ipv6.answered(now, nat, after(200));
+        ipv6.answered(now, nat, after(110));
         let mut direct = pair(CandidateKind::Host, "192.168.7.3:5", now);
-        direct.answered(now, nat, after(100));
+        direct.answered(now, nat, after(105));
         let mut relayed = pair(CandidateKind::Relayed, "203.0.113.9:5", now);
         relayed.answered(now, own, after(1));
         let mut died = pair(CandidateKind::Host, "192.168.1.4:5", now);
         died.answered(now, own, after(1));
-        died.suspect(now);
+        died.suspect(false, now);
         let ranks = [&lan, &ipv6, &direct, &relayed, &died]
             .map(|pair| pair.rank(&locals, now).expect("it is valid"));
         assert!(ranks.is_sorted(), "{ranks:?}");
@@ -372,8 +462,7 @@ mod tests {
         let start = Instant::now();
         let mut pair = pair(CandidateKind::Host, "192.168.1.3:5", start);
         let mut sent = Vec::new();
-        while pair.due < start + Duration::from_secs(600) {
-            let now = pair.due;
+        while let Some(now) = pair.due.filter(|due| *due < start + Duration::from_secs(600)) {
             pair.sent(Use::Wanted, 0.0, now);
             sent.push(now - start);
         }
@@ -384,12 +473,25 @@ mod tests {
     }
 
     #[test]
-    fn an_unwanted_pair_is_left_in_peace_after_three_tries() {
+    fn an_unwanted_pair_is_left_in_peace_after_a_few_tries() {
         let start = Instant::now();
         let mut pair = pair(CandidateKind::ServerReflexive, "203.0.113.1:5", start);
-        for _ in 0..3 {
-            pair.sent(Use::Unwanted, 0.0, pair.due);
+        let tries = std::iter::from_fn(|| {
+            pair.sent(Use::Unwanted, 0.0, pair.due?);
+            Some(())
+        });
+        assert_eq!(tries.count(), 6);
+    }
+
+    #[test]
+    fn what_dies_on_its_way_out_is_not_proved_by_what_comes_in() {
+        let now = Instant::now();
+        for (told, stays) in [(false, false), (true, true)] {
+            let mut pair = pair(CandidateKind::ServerReflexive, "203.0.113.1:5", now);
+            pair.suspect(told, now);
+            pair.note_data(now);
+            assert_eq!(pair.is_suspect(now), stays);
+            assert!(!pair.is_suspect(now + SUSPECT_FOR));
         }
-        assert!(pair.due > start + Duration::from_secs(59));
     }
 }

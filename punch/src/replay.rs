@@ -120,7 +120,13 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn request(clock_s: u64, id: u8) -> Request {
-        Request { id: [id; 12], clock_ms: clock_s * 1000, priority: 0, nominate: false }
+        Request {
+            id: [id; 12],
+            clock_ms: clock_s * 1000,
+            priority: 0,
+            nominate: false,
+            receipt: crate::check::Receipt::default(),
+        }
     }
 
     #[test]

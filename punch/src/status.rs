@@ -16,6 +16,10 @@ pub struct Transmit {
     pub payload: Vec<u8>,
     /// It is to be lost rather than fragmented: it measures what passes whole.
     pub dont_fragment: bool,
+    /// It is to get at most so many routers far (the IPv4 time to live, or IPv6 hop
+    /// limit): it opens this node's own NAT, and is not to reach the peer's. Where that
+    /// cannot be done it must not be sent at all.
+    pub hops: Option<u8>,
 }
 
 /// What changed about the path.
@@ -23,6 +27,8 @@ pub struct Transmit {
 pub enum Event {
     /// Send WireGuard's packets there from now on.
     PathSelected(SelectedPath),
+    /// The path is the same, but its MTU is known, or another one.
+    PathMtu(SelectedPath),
     /// No pair works any more.
     PathLost,
 }
@@ -45,7 +51,7 @@ pub struct SelectedPath {
 }
 
 /// One pair as it stands, for people.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PairStatus {
     /// This node's end, and the peer's address.
     pub route: Route,
@@ -63,6 +69,8 @@ pub struct PairStatus {
     pub suspect: bool,
     /// The round trip; `None` while it does not answer.
     pub rtt: Option<Duration>,
+    /// Which part of the checks got no answer of late, from 0 to 1; `None` likewise.
+    pub loss: Option<f64>,
     /// How many checks since the last answer, or since probing began anew.
     pub unanswered: u32,
     /// When the last check was sent.

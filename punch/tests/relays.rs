@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use net::{HostId, INTERNET, SECOND, World};
 use zonemesh_punch::{
     Candidate, CandidateKind, CheckError, LocalRelay, MAX_LISTED, Route, Tier, Transmit, Via,
-    check::{Check, Request},
+    check::{Check, Receipt, Request},
 };
 
 const RELAYS: [LocalRelay; 2] = [relay(7, 50_000), relay(9, 50_001)];
@@ -43,7 +43,8 @@ fn transmits(world: &mut World, host: HostId) -> Vec<Transmit> {
 fn check(world: &mut World, peer: HostId, host: HostId, priority: u32) -> Vec<u8> {
     let elapsed = u64::try_from(world.elapsed().as_millis()).expect("short");
     let clock_ms = world.of(peer).clock_ms + elapsed;
-    let request = Request { id: [5; 12], clock_ms, priority, nominate: false };
+    let request =
+        Request { id: [5; 12], clock_ms, priority, nominate: false, receipt: Receipt::default() };
     world.keys(peer, host).seal(&Check::Request(request))
 }
 
@@ -112,6 +113,7 @@ fn a_path_over_a_relay_goes_with_the_relay() {
             id: request.id,
             clock_ms: request.clock_ms,
             mapped: RELAYS[0].relayed,
+            receipt: Receipt::default(),
         };
         let answer = keys.seal(&Check::Answer(answer));
         if transmit.route.via != Via::Socket {

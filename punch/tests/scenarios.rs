@@ -8,7 +8,7 @@ use std::{net::SocketAddr, time::Duration};
 use net::{Behaviour, GatewayId, HostId, INTERNET, PORT, Packet, SECOND, Segment, Weather, World};
 use zonemesh_punch::{
     CandidateKind, Event, Route, Tier,
-    check::{Check, Request},
+    check::{Check, Receipt, Request},
 };
 
 /// Two sites behind port-restricted NATs, connected.
@@ -293,12 +293,13 @@ fn a_nomination_that_was_overtaken_is_not_followed() {
             clock_ms: clock_ms + later_ms,
             priority: 0,
             nominate: true,
+            receipt: Receipt::default(),
         };
-        let packet = Packet {
-            from: SocketAddr::new(ips[family], PORT),
-            to: SocketAddr::new(target[family], PORT),
-            payload: keys.seal(&Check::Request(request)),
-        };
+        let packet = Packet::new(
+            SocketAddr::new(ips[family], PORT),
+            SocketAddr::new(target[family], PORT),
+            keys.seal(&Check::Request(request)),
+        );
         world.inject(INTERNET, packet);
         world.run(milliseconds(100));
         let expected = if later_ms == 120 { ips[1] } else { ips[0] };

@@ -291,6 +291,14 @@ impl DataPlane {
         self.shared.send(route, bytes, whole);
     }
 
+    /// Sends a datagram of the control plane's from WireGuard's own socket, so that it gets
+    /// at most `hops` routers far.
+    pub fn send_near(&self, to: SocketAddr, bytes: &[u8], hops: u8) {
+        let udp = self.shared.sockets.of(&to);
+        let sent = udp.map(|udp| udp.send_near(to, bytes, hops));
+        self.shared.note_sent(Route::direct(to), sent.unwrap_or(Ok(())));
+    }
+
     /// From now on there is this relay: messages of its server come in, and once channels
     /// are bound, messages of peers through it.
     pub fn open_relay(&self, id: u32, link: RelayLink) {

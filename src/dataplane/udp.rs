@@ -110,6 +110,13 @@ impl Udp {
         sent
     }
 
+    /// Sends one datagram that gets at most `hops` routers far.
+    pub(super) fn send_near(&self, to: SocketAddr, contents: &[u8], hops: u8) -> io::Result<()> {
+        let destination = SocketAddr::new(to.ip().to_canonical(), to.port());
+        let destination = if destination.is_ipv4() { destination } else { to };
+        sys::send_near(&self.socket, destination, contents, hops)
+    }
+
     /// Sends `contents` to `to`: one datagram, or with `segment` several of that
     /// size (the last may be shorter). Does not wait.
     pub(super) fn send(

@@ -692,10 +692,12 @@ impl Mesh {
         }
         let mut path = None;
         while let Some(event) = agent.poll_event() {
-            path = Some(match event {
-                AgentEvent::PathSelected(selected) => Some(selected.route),
-                AgentEvent::PathLost => None,
-            });
+            match event {
+                AgentEvent::PathSelected(selected) => path = Some(Some(selected.route)),
+                AgentEvent::PathLost => path = Some(None),
+                // The node asks for the narrowest path when it looks.
+                AgentEvent::PathMtu(_) => {}
+            }
         }
         let is_first = !peer.has_path;
         let mut deadline = agent.poll_timeout();

@@ -202,7 +202,10 @@ impl Node {
     /// Sends a datagram of an agent's. Through a relay it may be the first one to its peer:
     /// then it asks for the channel.
     pub(super) fn send(&mut self, transmit: &Transmit, now: Instant) {
-        let Transmit { route, payload, dont_fragment } = transmit;
+        let Transmit { route, payload, dont_fragment, hops } = transmit;
+        if let Some(hops) = hops {
+            return self.data.send_near(route.remote, payload, *hops);
+        }
         match (route.via, self.relays.relays()) {
             // What measures a path goes over one that is in use, with a channel.
             (Via::Relay(id), Some(relays)) if !dont_fragment => {

@@ -42,22 +42,23 @@ impl Agent {
     pub(super) fn recheck(&mut self, now: Instant) {
         for pair in &mut self.pairs {
             if pair.is_valid() {
-                pair.due = now;
+                pair.due = Some(now);
                 pair.urgent |= Some(pair.route) == self.selected;
             } else {
                 pair.restart(now);
             }
         }
         self.stagger(now);
+        self.open_first(now);
     }
 
     /// Of the pairs over relays, one is checked with the direct ones.
     fn stagger(&mut self, now: Instant) {
         let begins = |pair: &&mut Pair| {
-            matches!(pair.route.via, Via::Relay(_)) && pair.due <= now && !pair.urgent
+            matches!(pair.route.via, Via::Relay(_)) && pair.is_due(now) && !pair.urgent
         };
         for pair in self.pairs.iter_mut().filter(begins).skip(1) {
-            pair.due = now + RELAYED_LATER;
+            pair.due = Some(now + RELAYED_LATER);
         }
     }
 
@@ -91,7 +92,7 @@ impl Agent {
         self.gaining = self.gaining.filter(|(route, _)| !is_gone(route.via));
         self.nominated = self.nominated.filter(|(route, _)| !is_gone(route.via));
         if self.selected.is_some_and(|route| is_gone(route.via)) {
-            self.selected = None;
+            self.choose(None, now);
             self.recheck(now);
         }
     }

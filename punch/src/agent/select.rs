@@ -5,36 +5,30 @@ use std::time::{Duration, Instant};
 
 use super::Agent;
 use crate::{
-    pair::{self, Pair, State, Use},
-    route::Route,
+    pair::{Pair, Rank, State, Tier, Use},
+    route::{Route, Via},
 };
 
 /// A learned pair that never answers is forgotten.
 const LEARNED_FOR: Duration = Duration::from_secs(30);
 
-/// Data within this makes the selected pair an active one.
-const ACTIVE_FOR: Duration = Duration::from_secs(10);
-
-/// WireGuard's packets within this hold a pair although its checks are lost: the
-/// peer still uses it, so it gets answers there.
-const DATA_HOLDS_FOR: Duration = Duration::from_secs(2);
-
-/// So many of the best pairs are kept ready to fall back on.
+/// So many of the best pairs are kept ready to fall back on, while data flows and while
+/// none does.
 const SPARES: usize = 2;
+const SPARES_IDLE: usize = 1;
 
-/// Within a tier, a pair must be faster by both of these, so many answers running,
-/// to take over: a change of path costs reordered packets.
-const GAIN_RATIO: f64 = 0.7;
-const GAIN: Duration = Duration::from_millis(5);
-const GAIN_ANSWERS: u32 = 3;
+/// Within a tier, a pair must be better so many answers running to take over.
+const GAIN_ANSWERS: u32 = 4;
+
+/// A pair that was better is asked again after this, to be sure.
+const GAIN_AGAIN: Duration = Duration::from_secs(1);
 
 impl Agent {
     /// Ends what has failed.
     pub(super) fn retire(&mut self, now: Instant) {
         let mut lost = false;
         for pair in &mut self.pairs {
-            let held = pair.last_data.is_some_and(|at| now < at + DATA_HOLDS_FOR);
-            if pair.is_valid() && pair.unanswered() >= pair::LOSSES && pair.due <= now && !held {
+            if pair.has_failed(now) && !Self::is_held(pair, now) {
                 pair.restart(now);
                 lost |= Some(pair.route) == self.selected;
             }
@@ -44,72 +38,98 @@ impl Agent {
             State::Valid { .. } => true,
         });
         if lost {
-            self.selected = None;
+            self.choose(None, now);
             self.recheck(now);
         }
     }
 
     /// Selects the best pair, with reluctance.
     pub(super) fn select(&mut self, now: Instant) {
-        let locals = &self.locals;
-        let ranked = |pair: &Pair| pair.rank(locals, now).map(|rank| (rank, pair.route));
+        let ranked = |pair: &Pair| pair.rank(&self.locals, now).map(|rank| (rank, pair.route));
         let Some((best, best_route)) = self.pairs.iter().filter_map(ranked).min() else {
-            self.selected = None;
-            return;
+            return self.choose(None, now);
         };
-        let rank_of = |route| self.pairs.iter().find(|pair| pair.route == route)?.rank(locals, now);
-        let current = self.selected.and_then(rank_of);
+        let current = self.selected.and_then(|route| self.rank_of(route, now));
         let nominated = match self.nominated {
             Some((route, _)) if !self.keys.controlling() => {
-                rank_of(route).filter(|rank| !rank.suspect).map(|_| route)
+                self.rank_of(route, now).filter(|rank| !rank.suspect).map(|_| route)
             }
             _ => None,
         };
         let choice = match (nominated, current) {
             (Some(nominated), _) => nominated,
+            (None, None) => best_route,
             (None, Some(current)) => {
                 let better = (best.suspect, best.tier) < (current.suspect, current.tier);
-                let proven = self.gaining.filter(|(_, answers)| *answers >= GAIN_ANSWERS);
-                let faster = proven.map(|(route, _)| route).filter(|route| {
-                    rank_of(*route).is_some_and(|rank| !rank.suspect && !rank.doubtful)
-                });
-                match (better, faster) {
+                match (better, self.gained(now)) {
                     (true, _) => best_route,
                     (false, Some(route)) => route,
                     (false, None) => return,
                 }
             }
-            (None, None) => best_route,
         };
-        if self.selected != Some(choice) {
-            self.selected = Some(choice);
-            self.told = false;
-            self.gaining = None;
-            // The peer is told of the nomination at once.
-            if self.keys.controlling()
-                && let Some(pair) = self.pair_mut(choice)
-            {
-                pair.urgent = true;
-                pair.due = now;
-            }
+        // What works is left only for what is known to work at this moment: a nomination
+        // tells just that, for our answers arrived there.
+        let leaves = nominated.is_none()
+            && current.is_some_and(|current| !current.suspect && !current.doubtful);
+        if self.selected != Some(choice) && leaves && self.make_sure(choice, now) {
+            return;
+        }
+        self.choose(Some(choice), now);
+    }
+
+    /// Asks a pair that did not answer lately; whether it was asked.
+    fn make_sure(&mut self, route: Route, now: Instant) -> bool {
+        let Some(pair) = self.pair_mut(route).filter(|pair| !pair.is_fresh(now)) else {
+            return false;
+        };
+        pair.urgent = true;
+        pair.ask_again(now);
+        true
+    }
+
+    /// Makes this the path.
+    pub(super) fn choose(&mut self, choice: Option<Route>, now: Instant) {
+        if self.selected == choice {
+            return;
+        }
+        self.selected = choice;
+        self.selected_at = now;
+        self.told = false;
+        self.gaining = None;
+        // The peer is told of the nomination at once.
+        if self.keys.controlling()
+            && let Some(pair) = choice.and_then(|route| self.pair_mut(route))
+        {
+            pair.urgent = true;
+            pair.due = Some(now);
         }
     }
 
-    /// Counts how often in a row `route` was notably faster than the selected pair.
+    fn rank_of(&self, route: Route, now: Instant) -> Option<Rank> {
+        self.pairs.iter().find(|pair| pair.route == route)?.rank(&self.locals, now)
+    }
+
+    /// The pair that was better than the selected one often enough.
+    fn gained(&self, now: Instant) -> Option<Route> {
+        let (route, _) = self.gaining.filter(|(_, answers)| *answers >= GAIN_ANSWERS)?;
+        self.rank_of(route, now).filter(|rank| !rank.suspect && !rank.doubtful).map(|_| route)
+    }
+
+    /// Counts how often in a row `route` was notably better than the selected pair.
     pub(super) fn note_gain(&mut self, route: Route, now: Instant) {
         if !self.keys.controlling() || self.selected == Some(route) {
             return;
         }
-        let locals = &self.locals;
         let find = |route| self.pairs.iter().find(|pair| Some(pair.route) == route);
         let (Some(selected), Some(pair)) = (find(self.selected), find(Some(route))) else {
             return;
         };
-        let (Some(old), Some(new)) = (selected.rtt(), pair.rtt()) else { return };
-        let gains = pair.tier(locals) == selected.tier(locals)
+        let (Some(old), Some(new)) = (selected.quality(), pair.quality()) else { return };
+        let is_newer = pair.route.remote.is_ipv6() && selected.route.remote.is_ipv4();
+        let gains = pair.tier(&self.locals) == selected.tier(&self.locals)
             && !pair.is_suspect(now)
-            && new < old.mul_f64(GAIN_RATIO)
-            && new + GAIN < old;
+            && (new.gains_on(old) || (is_newer && new.ties_with(old)));
         let before = self.gaining.filter(|(before, _)| {
             self.pairs.iter().any(|pair| pair.route == *before && pair.is_valid())
         });
@@ -120,22 +140,48 @@ impl Agent {
         };
     }
 
+    /// What a pair is used for now.
     pub(super) fn usage(&self, route: Route, now: Instant) -> Use {
         let Some(pair) = self.pairs.iter().find(|pair| pair.route == route) else {
             return Use::Unwanted;
         };
+        let sending = self.traffic.is_sending(now);
         if self.selected == Some(route) {
-            let active = self.last_data.is_some_and(|at| now < at + ACTIVE_FOR);
-            return if active { Use::Active } else { Use::Idle };
+            return if sending { Use::Active } else { Use::Idle };
         }
         if let Some(rank) = pair.rank(&self.locals, now) {
-            let ahead = self.pairs.iter().filter(|other| {
-                self.selected != Some(other.route)
-                    && other.rank(&self.locals, now).is_some_and(|other| other < rank)
-            });
-            return if ahead.count() < SPARES { Use::Spare } else { Use::Wanted };
+            let ahead = |same: bool| {
+                let better = self.pairs.iter().filter(move |other| {
+                    self.selected != Some(other.route)
+                        && other.rank(&self.locals, now).is_some_and(|other| {
+                            other < rank && (!same || other.tier == Tier::Relayed)
+                        })
+                });
+                better.count()
+            };
+            // What breaks one direct path may break all of them: of those over relays,
+            // one is always kept.
+            let last_resort = rank.tier == Tier::Relayed && ahead(true) == 0;
+            return match ahead(false) {
+                0..SPARES if sending => Use::Spare,
+                _ if sending && last_resort => Use::Spare,
+                0..SPARES_IDLE => Use::SpareIdle,
+                _ if last_resort => Use::SpareIdle,
+                _ => Use::Distant,
+            };
         }
-        let selected = self.selected().filter(|path| path.tier <= pair.tier(&self.locals));
-        if selected.is_some() { Use::Unwanted } else { Use::Wanted }
+        match self.selected().map(|path| path.tier) {
+            None => Use::Wanted,
+            Some(tier) if tier <= pair.tier(&self.locals) => Use::Unwanted,
+            Some(Tier::Relayed) if pair.route.via == Via::Socket => Use::Punched,
+            Some(_) => Use::Better,
+        }
+    }
+
+    /// A pair that was better is looked at again soon.
+    pub(super) fn confirm_gain(&mut self, now: Instant) {
+        if let Some(pair) = self.gaining.and_then(|(route, _)| self.pair_mut(route)) {
+            pair.ask_again(now + GAIN_AGAIN);
+        }
     }
 }

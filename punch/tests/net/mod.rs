@@ -5,7 +5,11 @@
 //! gateway's outside is any segment, so NATs nest. Addresses mean something within
 //! their segment only: two sites may have the same prefix.
 
-#![allow(dead_code, reason = "each test binary uses the part that it needs")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses the part that it needs")]
+
+mod gateway;
+mod relay;
+mod traffic;
 
 use std::{
     cmp::Reverse,
@@ -16,7 +20,14 @@ use std::{
 
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 use zonemesh_punch::{
-    Agent, Candidate, CandidateKind, CheckError, CheckKeys, Event, Route, SelectedPath,
+    Agent, Candidate, CandidateKind, CheckError, CheckKeys, Event, Route, SelectedPath, Via,
+};
+
+use self::{gateway::Gateway, relay::Relay, traffic::Cut};
+pub(crate) use self::{
+    gateway::{Behaviour, DEPENDS, Depends, Ports, direct_is_possible},
+    relay::RelayId,
+    traffic::Traffic,
 };
 
 /// The UDP port of every host.
@@ -29,82 +40,6 @@ pub(crate) const INTERNET: Segment = Segment(0);
 
 /// Where the STUN server stands that tells hosts their reflexive address.
 const STUN: &str = "198.51.100.1:3478";
-
-/// RFC 4787 §4.1 and §5: on what a mapping, or a filter, depends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Depends {
-    Nothing,
-    Address,
-    AddressAndPort,
-}
-
-pub(crate) const DEPENDS: [Depends; 3] =
-    [Depends::Nothing, Depends::Address, Depends::AddressAndPort];
-
-/// RFC 4787 §4.2.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ports {
-    Preserving,
-    Sequential,
-    Random,
-}
-
-/// How a NAT behaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Behaviour {
-    pub(crate) mapping: Depends,
-    pub(crate) filtering: Depends,
-    pub(crate) ports: Ports,
-    pub(crate) hairpin: bool,
-    /// How long a mapping, and a hole in the filter, outlive the last packet *out*.
-    pub(crate) timeout: Duration,
-}
-
-impl Behaviour {
-    pub(crate) fn new(mapping: Depends, filtering: Depends, ports: Ports) -> Self {
-        Self { mapping, filtering, ports, hairpin: false, timeout: Duration::from_secs(30) }
-    }
-
-    pub(crate) fn full_cone() -> Self {
-        Self::new(Depends::Nothing, Depends::Nothing, Ports::Preserving)
-    }
-
-    pub(crate) fn address_restricted() -> Self {
-        Self::new(Depends::Nothing, Depends::Address, Ports::Preserving)
-    }
-
-    pub(crate) fn port_restricted() -> Self {
-        Self::new(Depends::Nothing, Depends::AddressAndPort, Ports::Preserving)
-    }
-
-    pub(crate) fn symmetric() -> Self {
-        Self::new(Depends::AddressAndPort, Depends::AddressAndPort, Ports::Random)
-    }
-}
-
-/// Whether two sites behind these NATs can have a direct path when both know each
-/// other's reflexive address and neither guesses ports.
-///
-/// A side with endpoint-independent mapping has one address that the other knows. A
-/// side without has a new one for each destination: the other side learns it from a
-/// packet that gets in, so it must not filter on the port. Where both sides lack it,
-/// the first packet gets in only where nothing is filtered, at the address that the
-/// STUN server saw; the answer comes from a third address; and the chase ends only
-/// where one side keeps its mapping while the other's port changes.
-pub(crate) fn direct_is_possible(a: &Behaviour, b: &Behaviour) -> bool {
-    use Depends::{AddressAndPort, Nothing};
-    let open_to_any_port = |nat: &Behaviour| nat.filtering != AddressAndPort;
-    match (a.mapping == Nothing, b.mapping == Nothing) {
-        (true, true) => true,
-        (true, false) => open_to_any_port(a),
-        (false, true) => open_to_any_port(b),
-        (false, false) => {
-            let settles = a.mapping != AddressAndPort || b.mapping != AddressAndPort;
-            let enters = a.filtering == Nothing || b.filtering == Nothing;
-            settles && enters && open_to_any_port(a) && open_to_any_port(b)
-        }
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Segment(usize);
@@ -130,12 +65,37 @@ pub(crate) const FAIR: Weather =
 /// A LAN's delay.
 const LAN_DELAY: Duration = Duration::from_micros(300);
 
+/// How many routers a packet passes, if nobody says otherwise.
+const HOPS: u8 = 64;
+
 /// A datagram on its way.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Packet {
     pub(crate) from: SocketAddr,
     pub(crate) to: SocketAddr,
     pub(crate) payload: Vec<u8>,
+    pub(crate) hops: u8,
+    pub(crate) dont_fragment: bool,
+}
+
+impl Packet {
+    pub(crate) fn new(from: SocketAddr, to: SocketAddr, payload: Vec<u8>) -> Self {
+        Self { from, to, payload, hops: HOPS, dont_fragment: false }
+    }
+
+    /// One router farther, if it gets there.
+    fn passed(self) -> Option<Self> {
+        let hops = self.hops.checked_sub(1).filter(|hops| *hops > 0)?;
+        Some(Self { hops, ..self })
+    }
+}
+
+/// Where a packet arrives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Segment(Segment),
+    /// A host, from its relay: by the number of its allocation.
+    Link(HostId, u32),
 }
 
 pub(crate) struct World {
@@ -149,9 +109,17 @@ pub(crate) struct World {
     segments: usize,
     hosts: Vec<Host>,
     gateways: Vec<Gateway>,
-    under_way: BinaryHeap<Reverse<(Instant, u64, Segment, Packet)>>,
+    under_way: BinaryHeap<Reverse<(Instant, u64, Place, Packet)>>,
     sent: u64,
     slow: HashMap<IpAddr, Duration>,
+    relays: Vec<Relay>,
+    cuts: Vec<Cut>,
+    /// The largest IP packet that the Internet carries; what is larger and may not be
+    /// fragmented is lost, and nobody is told.
+    pub(crate) mtu: usize,
+    /// Each node sends something of WireGuard this long after it last did.
+    pub(crate) keepalive: Option<Duration>,
+    next_poll: Instant,
 }
 
 /// A host; with an agent it is a node.
@@ -164,34 +132,11 @@ pub(crate) struct Host {
     pub(crate) events: Vec<(Duration, Event)>,
     pub(crate) errors: HashMap<CheckError, u32>,
     pub(crate) received: Vec<Packet>,
+    pub(crate) traffic: Traffic,
     pub(crate) packets_out: u64,
     pub(crate) bytes_out: u64,
     /// What its clock shows beyond the world's.
     pub(crate) clock_ms: u64,
-}
-
-struct Gateway {
-    outside: Segment,
-    inside: Segment,
-    ip: Option<IpAddr>,
-    behaviour: Behaviour,
-    next_port: u16,
-    mappings: Vec<Mapping>,
-}
-
-struct Mapping {
-    inside: SocketAddr,
-    key: Key,
-    outside: SocketAddr,
-    last_out: Instant,
-    contacted: BTreeMap<SocketAddr, Instant>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Key {
-    Any,
-    Address(IpAddr),
-    AddressAndPort(SocketAddr),
 }
 
 impl World {
@@ -210,6 +155,11 @@ impl World {
             under_way: BinaryHeap::new(),
             sent: 0,
             slow: HashMap::new(),
+            relays: Vec::new(),
+            cuts: Vec::new(),
+            mtu: 1500,
+            keepalive: None,
+            next_poll: start + traffic::POLL,
         }
     }
 
@@ -251,8 +201,15 @@ impl World {
         let inside = Segment(self.segments);
         self.segments += 1;
         let next_port = self.rng.random_range(10_000..20_000);
-        let mappings = Vec::new();
-        self.gateways.push(Gateway { outside, inside, ip, behaviour, next_port, mappings });
+        self.gateways.push(Gateway {
+            outside,
+            inside,
+            ip,
+            behaviour,
+            next_port,
+            mappings: Vec::new(),
+            unsolicited: Vec::new(),
+        });
         (GatewayId(self.gateways.len() - 1), inside)
     }
 
@@ -260,6 +217,7 @@ impl World {
     pub(crate) fn restart_nat(&mut self, nat: GatewayId, ip: &str) {
         let nat = &mut self.gateways[nat.0];
         nat.mappings.clear();
+        nat.unsolicited.clear();
         nat.ip = Some(ip.parse().expect("a literal address"));
     }
 
@@ -276,6 +234,7 @@ impl World {
             events: Vec::new(),
             errors: HashMap::new(),
             received: Vec::new(),
+            traffic: Traffic::default(),
             packets_out: 0,
             bytes_out: 0,
             clock_ms: 1_800_000_000_000,
@@ -319,7 +278,23 @@ impl World {
             + u64::try_from(self.elapsed().as_millis()).expect("tests are short");
         let mut agent = Agent::new(self.keys(host, peer), seed, self.now, clock_ms);
         agent.set_local_candidates(&self.candidates(host), self.now);
+        agent.set_relays(&self.allocations(host), self.now);
         self.hosts[host.0].agent = Some(agent);
+    }
+
+    /// Moves a host to another segment, and what it knows of itself with it.
+    pub(crate) fn take_host(&mut self, host: HostId, segment: Segment, ips: &[&str]) {
+        let ips = ips.iter().map(|ip| ip.parse().expect("a literal address")).collect();
+        self.hosts[host.0].segment = segment;
+        self.hosts[host.0].ips = ips;
+        self.moved(host);
+    }
+
+    /// Tells a host's agent what its own gathering finds now.
+    pub(crate) fn moved(&mut self, host: HostId) {
+        let (candidates, now) = (self.candidates(host), self.now);
+        self.agent(host).set_local_candidates(&candidates, now);
+        self.agent(host).local_changed(now);
     }
 
     /// What a host's own gathering would find: host addresses, and the reflexive one
@@ -333,6 +308,9 @@ impl World {
             candidates.push(Candidate { kind: CandidateKind::Host, addr });
             if ip.is_ipv4() {
                 let (mut addr, mut segment) = (addr, self.hosts[host.0].segment);
+                if self.is_blocked(segment) {
+                    continue;
+                }
                 while let Some(gateway) = self.gateway_of(segment, stun.ip()) {
                     addr =
                         self.gateways[gateway].translate_out(addr, stun, self.now, &mut self.rng);
@@ -341,6 +319,9 @@ impl World {
                 candidates.push(Candidate { kind: CandidateKind::ServerReflexive, addr });
             }
         }
+        let relayed = self.allocations(host).into_iter();
+        let kind = CandidateKind::Relayed;
+        candidates.extend(relayed.map(|relay| Candidate { kind, addr: relay.relayed }));
         candidates
     }
 
@@ -378,7 +359,7 @@ impl World {
             }
             let timeouts = self.hosts.iter().filter_map(|host| host.agent.as_ref()?.poll_timeout());
             let arrival = self.under_way.peek().map(|Reverse((at, ..))| *at);
-            let next = timeouts.chain(arrival).min();
+            let next = timeouts.chain(arrival).chain(self.next_traffic()).min();
             match next.filter(|next| *next <= end) {
                 Some(next) => self.now = self.now.max(next),
                 None => {
@@ -387,9 +368,16 @@ impl World {
                 }
             }
             while self.under_way.peek().is_some_and(|Reverse((at, ..))| *at <= self.now) {
-                let Some(Reverse((_, _, segment, packet))) = self.under_way.pop() else { break };
-                self.route(segment, packet);
+                let Some(Reverse((_, _, place, packet))) = self.under_way.pop() else { break };
+                match place {
+                    Place::Segment(segment) => self.route(segment, packet),
+                    Place::Link(host, id) => {
+                        let route = Route::relayed(id, packet.from);
+                        self.deliver(host, route, packet);
+                    }
+                }
             }
+            self.pass_traffic();
             let now = self.now;
             for agent in self.hosts.iter_mut().filter_map(|host| host.agent.as_mut()) {
                 if agent.poll_timeout().is_some_and(|at| at <= now) {
@@ -408,19 +396,46 @@ impl World {
     /// gateways as they stand, so it counts as data that flows.
     pub(crate) fn carries(&mut self, from: HostId, to: HostId) -> bool {
         let Some(path) = self.selected(from) else { return false };
-        let family = |ip: &&IpAddr| ip.is_ipv4() == path.route.remote.is_ipv4();
-        let Some(ip) = self.hosts[from.0].ips.iter().find(family) else { return false };
-        let packet =
-            Packet { from: SocketAddr::new(*ip, PORT), to: path.route.remote, payload: Vec::new() };
-        let mut at = Some((self.hosts[from.0].segment, packet));
+        let Some((segment, packet)) = self.outgoing(from, path.route, Vec::new()) else {
+            return false;
+        };
+        let mut at = Some((segment, packet));
         while let Some((segment, packet)) = at {
+            if segment == INTERNET && self.is_cut(&packet) {
+                return false;
+            }
             match self.hop(segment, packet) {
                 Hop::Host(host, _) => return host == to,
+                Hop::Relay(host, ..) => return host == to,
                 Hop::Segment(segment, packet) => at = Some((segment, packet)),
                 Hop::Dropped => return false,
             }
         }
         false
+    }
+
+    /// What a host sends by a route, where it comes out.
+    fn outgoing(
+        &mut self,
+        host: HostId,
+        route: Route,
+        payload: Vec<u8>,
+    ) -> Option<(Segment, Packet)> {
+        match route.via {
+            Via::Relay(id) => {
+                let relayed = self.permit(host, id, route.remote)?;
+                Some((INTERNET, Packet::new(relayed, route.remote, payload)))
+            }
+            Via::Socket | Via::Extra(_) => {
+                let host = &self.hosts[host.0];
+                let family = |ip: &&IpAddr| ip.is_ipv4() == route.remote.is_ipv4();
+                // No address of the family: the kernel says "unreachable".
+                let ip = host.ips.iter().find(family)?;
+                let port = if let Via::Extra(id) = route.via { extra_port(id) } else { PORT };
+                let from = SocketAddr::new(*ip, port);
+                Some((host.segment, Packet::new(from, route.remote, payload)))
+            }
+        }
     }
 
     /// What goes to `ip` takes so much longer.
@@ -445,19 +460,29 @@ impl World {
             while let Some(event) = agent.poll_event() {
                 host.events.push((elapsed, event));
             }
-            let segment = host.segment;
             for transmit in packets {
                 let host = &mut self.hosts[index];
                 host.packets_out += 1;
                 host.bytes_out += u64::try_from(transmit.payload.len()).expect("short");
-                let family = |ip: &&IpAddr| ip.is_ipv4() == transmit.route.remote.is_ipv4();
-                // No address of the family: the kernel says "unreachable".
-                let Some(ip) = host.ips.iter().find(family) else { continue };
-                let from = SocketAddr::new(*ip, PORT);
-                let packet = Packet { from, to: transmit.route.remote, payload: transmit.payload };
-                self.put(segment, packet, LAN_DELAY);
+                self.send(HostId(index), transmit.route, transmit.payload, |packet| {
+                    packet.hops = transmit.hops.unwrap_or(HOPS);
+                    packet.dont_fragment = transmit.dont_fragment;
+                });
             }
         }
+    }
+
+    fn send(&mut self, host: HostId, route: Route, payload: Vec<u8>, change: impl Fn(&mut Packet)) {
+        let Some((segment, mut packet)) = self.outgoing(host, route, payload) else { return };
+        change(&mut packet);
+        let delay = match route.via {
+            Via::Relay(id) => match self.link(host, id) {
+                Some(delay) => delay,
+                None => return,
+            },
+            Via::Socket | Via::Extra(_) => LAN_DELAY,
+        };
+        self.put(segment, packet, delay);
     }
 
     /// Lets a packet into a segment; on the Internet the weather is upon it.
@@ -467,33 +492,59 @@ impl World {
             if self.record {
                 self.seen.push(packet.clone());
             }
-            if self.rng.random_bool(self.weather.loss) {
+            let size = packet.payload.len() + if packet.to.is_ipv4() { 28 } else { 48 };
+            let too_big = packet.dont_fragment && size > self.mtu;
+            if self.is_cut(&packet) || too_big || self.rng.random_bool(self.weather.loss) {
                 return;
             }
             delay += self.slow.get(&packet.to.ip()).copied().unwrap_or_default();
             delay += self.weather.delay + self.weather.jitter.mul_f64(self.rng.random());
         }
         self.sent += 1;
-        self.under_way.push(Reverse((self.now + delay, self.sent, segment, packet)));
+        self.under_way.push(Reverse((
+            self.now + delay,
+            self.sent,
+            Place::Segment(segment),
+            packet,
+        )));
     }
 
     fn route(&mut self, segment: Segment, packet: Packet) {
         match self.hop(segment, packet) {
-            Hop::Host(host, packet) => self.deliver(host, packet),
+            Hop::Host(host, packet) => {
+                let route = match packet.to.port() {
+                    PORT => Route::direct(packet.from),
+                    port => Route { via: Via::Extra(extra_id(port)), remote: packet.from },
+                };
+                self.deliver(host, route, packet);
+            }
+            Hop::Relay(host, id, packet) => {
+                if let Some(delay) = self.link(host, id) {
+                    self.sent += 1;
+                    let place = Place::Link(host, id);
+                    self.under_way.push(Reverse((self.now + delay, self.sent, place, packet)));
+                }
+            }
             Hop::Segment(segment, packet) => self.put(segment, packet, LAN_DELAY),
             Hop::Dropped => {}
         }
     }
 
-    fn deliver(&mut self, host: HostId, packet: Packet) {
+    fn deliver(&mut self, host: HostId, route: Route, packet: Packet) {
+        let now = self.now;
         let host = &mut self.hosts[host.0];
-        if let Some(agent) = &mut host.agent
-            && let Err(error) =
-                agent.handle_datagram(Route::direct(packet.from), &packet.payload, self.now)
+        if traffic::is_data(&packet.payload) {
+            host.traffic.received(route, &packet.payload, now);
+        } else if let Some(agent) = &mut host.agent
+            && let Err(error) = agent.handle_datagram(route, &packet.payload, now)
         {
             *host.errors.entry(error).or_default() += 1;
         }
         host.received.push(packet);
+    }
+
+    fn is_blocked(&self, inside: Segment) -> bool {
+        self.gateways.iter().any(|g| g.inside == inside && g.behaviour.blocks_udp)
     }
 
     /// The way out of a segment, for a family.
@@ -509,10 +560,23 @@ impl World {
         let to = packet.to.ip();
         let here = |host: &Host| host.segment == segment && host.ips.contains(&to);
         if let Some(host) = self.hosts.iter().position(here) {
-            let fits = packet.to.port() == PORT;
-            return if fits { Hop::Host(HostId(host), packet) } else { Hop::Dropped };
+            let port = packet.to.port();
+            let extra = &self.hosts[host].traffic.extra;
+            let fits = port == PORT || (port > PORT && extra.contains(&extra_id(port)));
+            // The core is a router, a LAN is not.
+            let packet = if segment == INTERNET { packet.passed() } else { Some(packet) };
+            return match packet.filter(|_| fits) {
+                Some(packet) => Hop::Host(HostId(host), packet),
+                None => Hop::Dropped,
+            };
         }
         let now = self.now;
+        if segment == INTERNET && self.relays.iter().any(|relay| relay.ip == to) {
+            return match self.relayed_to(&packet) {
+                Some((host, id)) => Hop::Relay(host, id, packet),
+                None => Hop::Dropped,
+            };
+        }
         let behind = |gateway: &Gateway| match gateway.ip {
             Some(ip) => ip == to,
             None => self.hosts.iter().any(|h| h.segment == gateway.inside && h.ips.contains(&to)),
@@ -520,14 +584,22 @@ impl World {
         let inward = |gateway: &Gateway| gateway.outside == segment && behind(gateway);
         if let Some(gateway) = self.gateways.iter().position(inward) {
             let gateway = &mut self.gateways[gateway];
+            let packet = if segment == INTERNET { packet.passed() } else { Some(packet) };
+            let Some(packet) = packet else { return Hop::Dropped };
             return match gateway.translate_in(packet.from, packet.to, now) {
-                Some(to) => Hop::Segment(gateway.inside, Packet { to, ..packet }),
+                Some(to) => match (Packet { to, ..packet }).passed() {
+                    Some(packet) => Hop::Segment(gateway.inside, packet),
+                    None => Hop::Dropped,
+                },
                 None => Hop::Dropped,
             };
         }
         match self.gateway_of(segment, to) {
             Some(gateway) => {
                 let gateway = &mut self.gateways[gateway];
+                let Some(packet) = packet.passed().filter(|_| !gateway.behaviour.blocks_udp) else {
+                    return Hop::Dropped;
+                };
                 let from = gateway.translate_out(packet.from, packet.to, now, &mut self.rng);
                 Hop::Segment(gateway.outside, Packet { from, ..packet })
             }
@@ -536,86 +608,19 @@ impl World {
     }
 }
 
-enum Hop {
-    Host(HostId, Packet),
-    Segment(Segment, Packet),
-    Dropped,
+/// The port of a further socket, and its number.
+fn extra_port(id: u32) -> u16 {
+    PORT + 1 + u16::try_from(id).expect("few sockets")
 }
 
-impl Gateway {
-    fn translate_out(
-        &mut self,
-        from: SocketAddr,
-        to: SocketAddr,
-        now: Instant,
-        rng: &mut StdRng,
-    ) -> SocketAddr {
-        self.expire(now);
-        let key = match self.behaviour.mapping {
-            Depends::Nothing => Key::Any,
-            Depends::Address => Key::Address(to.ip()),
-            Depends::AddressAndPort => Key::AddressAndPort(to),
-        };
-        let known = self.mappings.iter().position(|m| m.inside == from && m.key == key);
-        let index = known.unwrap_or_else(|| {
-            let outside = match self.ip {
-                Some(ip) => SocketAddr::new(ip, self.free_port(from.port(), rng)),
-                None => from,
-            };
-            let contacted = BTreeMap::new();
-            self.mappings.push(Mapping { inside: from, key, outside, last_out: now, contacted });
-            self.mappings.len() - 1
-        });
-        let mapping = &mut self.mappings[index];
-        mapping.last_out = now;
-        mapping.contacted.insert(to, now);
-        mapping.outside
-    }
+fn extra_id(port: u16) -> u32 {
+    u32::from(port - PORT - 1)
+}
 
-    fn translate_in(
-        &mut self,
-        from: SocketAddr,
-        to: SocketAddr,
-        now: Instant,
-    ) -> Option<SocketAddr> {
-        self.expire(now);
-        if self.ip == Some(from.ip()) && !self.behaviour.hairpin {
-            return None;
-        }
-        let mapping = self.mappings.iter().find(|mapping| mapping.outside == to)?;
-        let open = match self.behaviour.filtering {
-            Depends::Nothing => true,
-            Depends::Address => mapping.contacted.keys().any(|known| known.ip() == from.ip()),
-            Depends::AddressAndPort => mapping.contacted.contains_key(&from),
-        };
-        open.then_some(mapping.inside)
-    }
-
-    fn free_port(&mut self, wish: u16, rng: &mut StdRng) -> u16 {
-        let taken = |port| self.mappings.iter().any(|mapping| mapping.outside.port() == port);
-        match self.behaviour.ports {
-            Ports::Preserving => {
-                (wish..=u16::MAX).find(|port| !taken(*port)).expect("few mappings")
-            }
-            Ports::Sequential => {
-                let port = (self.next_port..).find(|port| !taken(*port)).expect("few mappings");
-                self.next_port = port + 1;
-                port
-            }
-            Ports::Random => loop {
-                let port = rng.random_range(1024..=u16::MAX);
-                if !taken(port) {
-                    break port;
-                }
-            },
-        }
-    }
-
-    fn expire(&mut self, now: Instant) {
-        let timeout = self.behaviour.timeout;
-        self.mappings.retain(|mapping| now < mapping.last_out + timeout);
-        for mapping in &mut self.mappings {
-            mapping.contacted.retain(|_, last| now < *last + timeout);
-        }
-    }
+enum Hop {
+    Host(HostId, Packet),
+    /// To a host through its allocation of this number.
+    Relay(HostId, u32, Packet),
+    Segment(Segment, Packet),
+    Dropped,
 }

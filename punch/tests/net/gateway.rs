@@ -1,0 +1,240 @@
+//! NATs and firewalls, in the words of RFC 4787.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use rand::{RngExt, rngs::StdRng};
+
+use super::Segment;
+
+/// RFC 4787 §4.1 and §5: on what a mapping, or a filter, depends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Depends {
+    Nothing,
+    Address,
+    AddressAndPort,
+}
+
+pub(crate) const DEPENDS: [Depends; 3] =
+    [Depends::Nothing, Depends::Address, Depends::AddressAndPort];
+
+/// RFC 4787 §4.2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ports {
+    Preserving,
+    Sequential,
+    Random,
+}
+
+/// How a NAT behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Behaviour {
+    pub(crate) mapping: Depends,
+    pub(crate) filtering: Depends,
+    pub(crate) ports: Ports,
+    pub(crate) hairpin: bool,
+    /// As Linux does where nothing drops it: what came unsolicited is remembered, and
+    /// what goes out to its sender later gets another port.
+    pub(crate) remaps: bool,
+    /// UDP does not pass.
+    pub(crate) blocks_udp: bool,
+    /// How long a mapping, and a hole in the filter, outlive the last packet *out*.
+    pub(crate) timeout: Duration,
+}
+
+impl Behaviour {
+    pub(crate) fn new(mapping: Depends, filtering: Depends, ports: Ports) -> Self {
+        Self {
+            mapping,
+            filtering,
+            ports,
+            hairpin: false,
+            remaps: false,
+            blocks_udp: false,
+            timeout: Duration::from_secs(30),
+        }
+    }
+
+    pub(crate) fn full_cone() -> Self {
+        Self::new(Depends::Nothing, Depends::Nothing, Ports::Preserving)
+    }
+
+    pub(crate) fn address_restricted() -> Self {
+        Self::new(Depends::Nothing, Depends::Address, Ports::Preserving)
+    }
+
+    pub(crate) fn port_restricted() -> Self {
+        Self::new(Depends::Nothing, Depends::AddressAndPort, Ports::Preserving)
+    }
+
+    pub(crate) fn open_input() -> Self {
+        Self { remaps: true, ..Self::port_restricted() }
+    }
+
+    pub(crate) fn blocked() -> Self {
+        Self { blocks_udp: true, ..Self::port_restricted() }
+    }
+
+    pub(crate) fn sequential() -> Self {
+        Self::new(Depends::AddressAndPort, Depends::AddressAndPort, Ports::Sequential)
+    }
+
+    pub(crate) fn symmetric() -> Self {
+        Self::new(Depends::AddressAndPort, Depends::AddressAndPort, Ports::Random)
+    }
+}
+
+/// Whether two sites behind these NATs can have a direct path when both know each
+/// other's reflexive address and neither guesses ports.
+///
+/// A side with endpoint-independent mapping has one address that the other knows. A
+/// side without has a new one for each destination: the other side learns it from a
+/// packet that gets in, so it must not filter on the port. Where both sides lack it,
+/// the first packet gets in only where nothing is filtered, at the address that the
+/// STUN server saw; the answer comes from a third address; and the chase ends only
+/// where one side keeps its mapping while the other's port changes.
+pub(crate) fn direct_is_possible(a: &Behaviour, b: &Behaviour) -> bool {
+    use Depends::{AddressAndPort, Nothing};
+    let open_to_any_port = |nat: &Behaviour| nat.filtering != AddressAndPort;
+    match (a.mapping == Nothing, b.mapping == Nothing) {
+        (true, true) => true,
+        (true, false) => open_to_any_port(a),
+        (false, true) => open_to_any_port(b),
+        (false, false) => {
+            let settles = a.mapping != AddressAndPort || b.mapping != AddressAndPort;
+            let enters = a.filtering == Nothing || b.filtering == Nothing;
+            settles && enters && open_to_any_port(a) && open_to_any_port(b)
+        }
+    }
+}
+
+pub(super) struct Gateway {
+    pub(super) outside: Segment,
+    pub(super) inside: Segment,
+    pub(super) ip: Option<IpAddr>,
+    pub(super) behaviour: Behaviour,
+    pub(super) next_port: u16,
+    pub(super) mappings: Vec<Mapping>,
+    /// What came unsolicited: from whom, to where, and when last.
+    pub(super) unsolicited: Vec<(SocketAddr, SocketAddr, Instant)>,
+}
+
+pub(super) struct Mapping {
+    inside: SocketAddr,
+    key: Key,
+    outside: SocketAddr,
+    last_out: Instant,
+    contacted: BTreeMap<SocketAddr, Instant>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Key {
+    Any,
+    Address(IpAddr),
+    AddressAndPort(SocketAddr),
+}
+
+impl Gateway {
+    pub(super) fn translate_out(
+        &mut self,
+        from: SocketAddr,
+        to: SocketAddr,
+        now: Instant,
+        rng: &mut StdRng,
+    ) -> SocketAddr {
+        self.expire(now);
+        let key = match self.behaviour.mapping {
+            Depends::Nothing => Key::Any,
+            Depends::Address => Key::Address(to.ip()),
+            Depends::AddressAndPort => Key::AddressAndPort(to),
+        };
+        let key = self.remapped(from, to, key);
+        let known = self.mappings.iter().position(|m| m.inside == from && m.key == key);
+        let index = known.unwrap_or_else(|| {
+            let outside = match self.ip {
+                Some(ip) => SocketAddr::new(ip, self.free_port(from.port(), rng)),
+                None => from,
+            };
+            let contacted = BTreeMap::new();
+            self.mappings.push(Mapping { inside: from, key, outside, last_out: now, contacted });
+            self.mappings.len() - 1
+        });
+        let mapping = &mut self.mappings[index];
+        mapping.last_out = now;
+        mapping.contacted.insert(to, now);
+        mapping.outside
+    }
+
+    pub(super) fn translate_in(
+        &mut self,
+        from: SocketAddr,
+        to: SocketAddr,
+        now: Instant,
+    ) -> Option<SocketAddr> {
+        self.expire(now);
+        if self.ip == Some(from.ip()) && !self.behaviour.hairpin {
+            return None;
+        }
+        let passes = self.admit(from, to);
+        if passes.is_none() && self.behaviour.remaps {
+            self.unsolicited.retain(|(by, at, _)| (*by, *at) != (from, to));
+            self.unsolicited.push((from, to, now));
+        }
+        passes
+    }
+
+    fn admit(&self, from: SocketAddr, to: SocketAddr) -> Option<SocketAddr> {
+        let mapping = self.mappings.iter().find(|mapping| mapping.outside == to)?;
+        let open = match self.behaviour.filtering {
+            Depends::Nothing => true,
+            Depends::Address => mapping.contacted.keys().any(|known| known.ip() == from.ip()),
+            Depends::AddressAndPort => mapping.contacted.contains_key(&from),
+        };
+        open.then_some(mapping.inside)
+    }
+
+    /// The key of what goes to somebody who came unsolicited: a flow that was there before
+    /// keeps its mapping, any other gets one of its own.
+    fn remapped(&self, from: SocketAddr, to: SocketAddr, key: Key) -> Key {
+        let own = Key::AddressAndPort(to);
+        let known = |key| self.mappings.iter().find(|m| m.inside == from && m.key == key);
+        let Some(usual) = known(key) else { return key };
+        if !self.behaviour.remaps || usual.contacted.contains_key(&to) {
+            return key;
+        }
+        let came = self.unsolicited.iter().any(|(by, at, _)| (*by, *at) == (to, usual.outside));
+        if came || known(own).is_some() { own } else { key }
+    }
+
+    fn free_port(&mut self, wish: u16, rng: &mut StdRng) -> u16 {
+        let taken = |port| self.mappings.iter().any(|mapping| mapping.outside.port() == port);
+        match self.behaviour.ports {
+            Ports::Preserving => {
+                (wish..=u16::MAX).find(|port| !taken(*port)).expect("few mappings")
+            }
+            Ports::Sequential => {
+                let port = (self.next_port..).find(|port| !taken(*port)).expect("few mappings");
+                self.next_port = port + 1;
+                port
+            }
+            Ports::Random => loop {
+                let port = rng.random_range(1024..=u16::MAX);
+                if !taken(port) {
+                    break port;
+                }
+            },
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        let timeout = self.behaviour.timeout;
+        self.unsolicited.retain(|(_, _, last)| now < *last + timeout);
+        self.mappings.retain(|mapping| now < mapping.last_out + timeout);
+        for mapping in &mut self.mappings {
+            mapping.contacted.retain(|_, last| now < *last + timeout);
+        }
+    }
+}

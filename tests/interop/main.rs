@@ -5,4 +5,5 @@ mod interfaces;
 mod mdns;
 mod serve;
 mod stun;
+mod turn;
 mod zone;

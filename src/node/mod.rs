@@ -367,6 +367,8 @@ impl Node {
         let step = own::clock_step(std::mem::replace(&mut self.clocks, (now, wall)), now, wall);
         if step >= own::CLOCK_STEP {
             info!("the clock was set, or stood still, by {} s", step.as_secs());
+            // After an hour's sleep no relay knows this node any more.
+            self.relays_moved(now);
             // What seemed to have lapsed may hold, and the zone does not tell it twice.
             if let Some(view) = &self.zone.view {
                 self.mesh.handle_zone(view, now, wall);
@@ -585,7 +587,8 @@ impl Node {
 
     /// Leaves the zone and the LAN; the data plane ends when it is dropped. Gives the
     /// reason where the node did not stop by itself.
-    async fn stop(self) -> Option<String> {
+    async fn stop(mut self) -> Option<String> {
+        self.close_relays(Instant::now());
         let lan = async {
             if let Some(mdns) = self.mdns {
                 mdns.stop().await;

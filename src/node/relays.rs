@@ -184,6 +184,14 @@ impl Node {
         }
     }
 
+    /// Gives the allocations back, as far as one message to each relay does.
+    pub(super) fn close_relays(&mut self, now: Instant) {
+        if let Some(relays) = self.relays.relays() {
+            relays.close_all(now);
+            self.settle_relays(now);
+        }
+    }
+
     /// Does what is due.
     pub(super) fn drive_relays(&mut self, now: Instant, wall: SystemTime) {
         let Some(kept) = &mut self.relays.0 else { return };

@@ -71,7 +71,7 @@ fn a_name_is_found_and_its_certificate_checked() {
         // The authority is the lab's own: the system does not know it.
         let trusting_nobody = stage.node(&[], None);
         trusting_nobody.run(|node| {
-            node.relays.set_servers(&[right.clone()], Instant::now(), SystemTime::now());
+            node.relays.set_servers(std::slice::from_ref(right), Instant::now(), SystemTime::now());
             node.run_until(|node| !node.died.is_empty());
             assert!(node.died[0].contains("certificate"), "{:?}", node.died);
         });

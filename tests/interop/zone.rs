@@ -18,7 +18,7 @@ use zonemesh::lab::{
 use zonemesh_discovery::{
     advert::{Advert, Candidate, CandidateKind, Entry, InstanceRecords, SignedAdvert, Zone},
     identity::{Identity, PublicKey},
-    zone::{Browser, Rcode, Task, TsigFault, TsigKey, ZoneClient, ZoneError},
+    zone::{Browser, NamedServer, Rcode, Task, TsigFault, TsigKey, ZoneClient, ZoneError},
 };
 
 const ZONE: &str = "mesh.example";
@@ -278,6 +278,8 @@ async fn the_zone_names_its_services(kind: ZoneServerKind) {
         "stun-a A 198.51.100.10",
         "stun-a AAAA 2001:db8::10",
         "stun-b A 198.51.100.11",
+        "_turns._tcp SRV 10 0 443 Relay",
+        "relay A 198.51.100.12",
     ];
     let lines = lines.into_iter().map(str::to_owned).collect();
     let server = Server::start_with(kind, None, lines);
@@ -289,6 +291,11 @@ async fn the_zone_names_its_services(kind: ZoneServerKind) {
         .into();
     assert_eq!(servers, first);
     assert_eq!(server.client().services("_turn._udp").await.expect("asked"), []);
+    // A certificate is for a name.
+    let relays = server.client().named_services("_turns._tcp").await.expect("asked");
+    let [NamedServer { target, addr }] = &relays[..] else { panic!("one relay: {relays:?}") };
+    assert!(target.starts_with("relay."), "{target}");
+    assert_eq!(*addr, SocketAddr::from(([198, 51, 100, 12], 443)));
 }
 
 #[tokio::test]

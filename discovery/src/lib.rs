@@ -8,6 +8,7 @@ pub mod advert;
 pub mod identity;
 pub mod interfaces;
 pub mod mdns;
+pub mod nat64;
 pub mod portmap;
 pub mod stun;
 pub mod zone;

@@ -24,6 +24,7 @@ use tracing::{info, warn};
 use zonemesh_discovery::{
     advert::{Advert, CandidateKind as Advertised, InstanceRecords, SignedAdvert, is_public},
     identity::PublicKey,
+    nat64::Prefix64,
 };
 use zonemesh_punch::{
     Agent, Candidate, CandidateKind, CheckKeys, Courier, Event as AgentEvent, LocalRelay,
@@ -95,6 +96,7 @@ pub struct Mesh {
     note: Option<Vec<u8>>,
     connected: BTreeSet<IpNet>,
     services: Vec<IpAddr>,
+    nat64: Option<Prefix64>,
     resolved: Resolved,
     /// Every prefix that is routed to a peer.
     routed: BTreeSet<IpNet>,
@@ -175,6 +177,7 @@ impl Mesh {
             note: None,
             connected: BTreeSet::new(),
             services: Vec::new(),
+            nat64: None,
             resolved: Resolved::default(),
             routed: BTreeSet::new(),
             transmits: VecDeque::new(),
@@ -240,6 +243,14 @@ impl Mesh {
             self.relays = relays.to_vec();
             let relays = self.relays.clone();
             self.each_agent(now, |agent| agent.set_relays(&relays, now));
+        }
+    }
+
+    /// Takes the prefix by which IPv4 is reached, on a host that has IPv6 only.
+    pub fn set_nat64(&mut self, prefix: Option<Prefix64>, now: Instant) {
+        if self.nat64 != prefix {
+            self.nat64 = prefix;
+            self.rearrange(now);
         }
     }
 
@@ -626,13 +637,20 @@ impl Mesh {
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The candidates of a member, without those that lie inside the overlay.
+    /// The candidates of a member, without those that lie inside the overlay. Where this
+    /// host reaches IPv4 through a NAT64 only, each public IPv4 one also as it is reached
+    /// there; as it stands, a relay may still reach it.
     fn remote_candidates(&self, node: &PublicKey) -> Vec<Candidate> {
         let advert = self.advert(node).into_iter().flat_map(|advert| &advert.candidates);
-        advert
+        let usable = advert
             .filter(|candidate| !self.is_overlay(candidate.addr.ip()))
-            .map(|candidate| to_punch(*candidate))
-            .collect()
+            .map(|candidate| to_punch(*candidate));
+        let both = |candidate: Candidate| {
+            let addr = self.nat64.map(|prefix| prefix.reach(candidate.addr));
+            let translated = addr.filter(|addr| *addr != candidate.addr);
+            translated.map(|addr| Candidate { addr, ..candidate }).into_iter().chain([candidate])
+        };
+        usable.flat_map(both).collect()
     }
 
     fn sweep(&mut self, now: Instant, wall: SystemTime) {

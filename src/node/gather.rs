@@ -2,7 +2,7 @@
 //! socket tells: the tasks that ask, and what the loop does with the answers.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     num::NonZeroU16,
     time::{Duration, Instant},
 };
@@ -12,10 +12,11 @@ use tokio::{
     task::{AbortHandle, JoinSet},
     time::sleep,
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use zonemesh_discovery::{
     advert::CandidateKind,
     interfaces::{InterfaceAddress, host_candidates},
+    nat64::{self, Prefix64},
     portmap::{self, PortMap},
     stun::MappingLifetime,
 };
@@ -27,6 +28,8 @@ use crate::{
         gathered::{Gathered, Known, Source},
         to_punch,
     },
+    netcheck::source_address,
+    relays::RelayServer,
     status::{CandidateStatus, PortMappingStatus},
 };
 
@@ -37,6 +40,12 @@ const MEASURE_DELAY: Duration = Duration::from_secs(10);
 /// How many STUN servers are tried for a measurement that not every one can show.
 const MEASURE_SERVERS: usize = 3;
 
+/// An IPv4 address that every host reaches by its default route, if at all (RFC 7050).
+const SOME_IPV4: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 0, 170)), 9);
+
+/// The pauses where the resolver does not answer, the first and the longest.
+const NAT64_PAUSE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+
 /// News of the tasks that ask around this node.
 #[derive(Debug)]
 pub enum GatherEvent {
@@ -46,6 +55,8 @@ pub enum GatherEvent {
     Hairpin(bool),
     /// How long the NAT keeps a mapping.
     Lifetime(MappingLifetime),
+    /// By which prefix IPv4 is reached, where only a NAT64 leads there.
+    Nat64(Option<Prefix64>),
 }
 
 /// The keeper of this node's addresses, and the tasks that ask for them.
@@ -60,6 +71,11 @@ pub(super) struct Gather {
     pub(super) hairpin: Option<bool>,
     pub(super) lifetime: Option<MappingLifetime>,
     measuring: Option<AbortHandle>,
+    /// The prefix by which IPv4 is reached, where only a NAT64 leads there.
+    nat64: Option<Prefix64>,
+    looking: Option<AbortHandle>,
+    /// The servers of relays, as they were named.
+    relays: Vec<RelayServer>,
     tasks: JoinSet<()>,
 }
 
@@ -74,6 +90,9 @@ impl Gather {
             hairpin: None,
             lifetime: None,
             measuring: None,
+            nat64: None,
+            looking: None,
+            relays: Vec::new(),
             tasks: JoinSet::new(),
         }
     }
@@ -98,10 +117,37 @@ impl Gather {
     }
 
     /// The network is another one, or may be.
-    pub(super) fn refresh(&self) {
+    pub(super) fn refresh(&mut self, events: &mpsc::Sender<Event>) {
         if let Some(portmap) = &self.portmap {
             portmap.refresh();
         }
+        if let Some(earlier) = self.looking.take() {
+            earlier.abort();
+        }
+        let (events, known) = (events.clone(), self.nat64);
+        self.looking = Some(self.tasks.spawn(async move {
+            let found = find_nat64().await;
+            if found != known {
+                tell(&events, Event::Gathered(GatherEvent::Nat64(found))).await;
+            }
+        }));
+    }
+
+    /// Where to send what is for these addresses: IPv4 ones through the NAT64 where there
+    /// is no other way.
+    pub(super) fn reach(&self, addrs: &[SocketAddr]) -> Vec<SocketAddr> {
+        let reach = |addr: &SocketAddr| self.nat64.map_or(*addr, |prefix| prefix.reach(*addr));
+        addrs.iter().map(reach).collect()
+    }
+
+    /// The same for the servers of relays.
+    pub(super) fn reach_relays(&mut self, servers: &[RelayServer]) -> Vec<RelayServer> {
+        self.relays = servers.to_vec();
+        let mut reached = self.relays.clone();
+        for server in &mut reached {
+            server.addr = self.nat64.map_or(server.addr, |prefix| prefix.reach(server.addr));
+        }
+        reached
     }
 
     /// Has the NAT measured anew, in the background.
@@ -184,6 +230,19 @@ impl Node {
                 info!(survived = ?found.survived, lost = ?found.lost, "NAT mapping lifetime");
                 self.gather.lifetime = Some(found);
             }
+            GatherEvent::Nat64(prefix) => {
+                match prefix {
+                    Some(prefix) => info!(%prefix, "IPv4 is reached through a NAT64"),
+                    None => info!("IPv4 is not reached through a NAT64 any more"),
+                }
+                self.gather.nat64 = prefix;
+                self.mesh.set_nat64(prefix, now);
+                self.set_stun_servers(now);
+                let relays = std::mem::take(&mut self.gather.relays);
+                if !relays.is_empty() {
+                    self.set_relay_servers(&relays, now);
+                }
+            }
         }
     }
 
@@ -215,11 +274,17 @@ impl Node {
             self.gather.measure(servers, has_nat, &self.events);
             // A NAT that has restarted has forgotten its mappings too.
             if !before.is_empty() {
-                self.gather.refresh();
+                self.gather.refresh(&self.events);
             }
         }
         self.handle_candidates(now);
         self.mesh.handle_moved(now);
+    }
+
+    /// Has the STUN servers asked that are known.
+    pub(super) fn set_stun_servers(&mut self, now: Instant) {
+        let servers = self.gather.reach(&self.zone.stun_servers);
+        self.stun.set_servers(&servers, now);
     }
 
     /// Tells the agents and everybody else of changed candidates.
@@ -231,6 +296,22 @@ impl Node {
     pub(super) fn local_candidates(&self) -> Vec<zonemesh_punch::Candidate> {
         self.gather.known.candidates().into_iter().map(to_punch).collect()
     }
+}
+
+/// The prefix by which IPv4 is reached, on a host that has IPv6 only. Asks until the
+/// resolver has answered.
+async fn find_nat64() -> Option<Prefix64> {
+    let mut pause = NAT64_PAUSE.0;
+    // The kernel knows a way to IPv4: no packet is sent for that.
+    while source_address(SOME_IPV4).is_none() {
+        match nat64::discover().await {
+            Ok(prefixes) => return prefixes.first().copied(),
+            Err(error) => debug!("cannot ask for a NAT64: {error}"),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(NAT64_PAUSE.1);
+    }
+    None
 }
 
 /// What status calls a kind.

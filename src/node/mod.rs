@@ -241,7 +241,7 @@ impl Node {
             ZoneEvent::Found(records) => self.mesh.handle_records(&records, now, wall),
             ZoneEvent::StunServers(servers) => {
                 self.zone.stun_servers.clone_from(&servers);
-                self.stun.set_servers(&servers, now);
+                self.set_stun_servers(now);
                 if let Err(error) = self.state.save_stun_servers(&servers) {
                     warn!("cannot keep the STUN servers: {error}");
                 }
@@ -288,7 +288,7 @@ impl Node {
             debug!(?local, "host addresses");
             self.stun.set_local_addresses(&local);
             self.stun.refresh(now);
-            self.gather.refresh();
+            self.gather.refresh(&self.events);
         }
         self.mesh.set_connected(connected, now);
         if moved {

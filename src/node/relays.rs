@@ -158,7 +158,8 @@ impl Node {
     /// Takes the servers of relays.
     pub(super) fn set_relay_servers(&mut self, servers: &[RelayServer], now: Instant) {
         if let Some(relays) = self.relays.relays() {
-            relays.set_servers(servers, now, SystemTime::now());
+            let servers = self.gather.reach_relays(servers);
+            relays.set_servers(&servers, now, SystemTime::now());
             self.tell_services(now);
         }
     }

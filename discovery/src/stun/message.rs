@@ -98,26 +98,30 @@ pub(super) fn answer(server: SocketAddr, datagram: &[u8]) -> Option<Answer> {
     }
     let mapped = message.get::<XorMappedAddress>()?.as_xor_mapped_address().ok()?;
     let mapped = *mapped.socket_address();
+    // A server that is reached through a NAT64 sees the translator's IPv4 address.
+    let translated = mapped.is_ipv4() && server.is_ipv6() && is_unicast(mapped);
     let other = message
         .get::<OtherAddress>()
         .and_then(|attribute| attribute.as_other_address().ok())
         .map(|other| *other.socket_address())
         .filter(|other| is_sensible(*other, server) && other.ip() != server.ip())
         .filter(|other| other.port() != server.port());
-    is_sensible(mapped, server).then_some(Answer { mapped, other })
+    (translated || is_sensible(mapped, server)).then_some(Answer { mapped, other })
 }
 
 /// Whether an address that `server` names can be one of the same network: a
 /// server cannot make us send to ourselves, to a group, or to another family.
 fn is_sensible(addr: SocketAddr, server: SocketAddr) -> bool {
+    let on_loopback = addr.ip().is_loopback() && server.ip().is_loopback();
+    addr.is_ipv4() == server.is_ipv4() && (is_unicast(addr) || on_loopback && addr.port() != 0)
+}
+
+/// Whether one host of a network can have this address and port.
+fn is_unicast(addr: SocketAddr) -> bool {
     let ip = addr.ip();
     let unicast = match ip {
         IpAddr::V4(v4) => !v4.is_broadcast() && v4.octets()[0] != 0,
         IpAddr::V6(v6) => !v6.is_unspecified() && v6.to_ipv4_mapped().is_none(),
     };
-    unicast
-        && !ip.is_multicast()
-        && addr.port() != 0
-        && addr.is_ipv4() == server.is_ipv4()
-        && (!ip.is_loopback() || server.ip().is_loopback())
+    unicast && !ip.is_multicast() && !ip.is_loopback() && addr.port() != 0
 }

@@ -34,6 +34,7 @@ mod tsig;
 
 pub use browse::Browser;
 pub use error::{Rcode, Task, TsigFault, ZoneError};
+pub(crate) use services::system_resolver;
 pub use services::{NamedServer, find_server};
 pub use tsig::{TsigKey, TsigKeyError};
 

@@ -106,7 +106,7 @@ impl ZoneClient {
 pub async fn find_server(zone: &Zone) -> Result<Vec<SocketAddr>, ZoneError> {
     let unknown = |why: String| ZoneError::Unknown { zone: zone.to_string(), why };
     let lookup = async {
-        let answer = resolver()?
+        let answer = system_resolver()?
             .lookup(zone.name().clone(), RecordType::SOA)
             .await
             .map_err(|error| error.to_string())?;
@@ -126,7 +126,7 @@ pub async fn find_server(zone: &Zone) -> Result<Vec<SocketAddr>, ZoneError> {
 
 async fn resolve(name: &Name) -> Result<Vec<IpAddr>, String> {
     let lookup = async {
-        let found = resolver()?.lookup_ip(name.clone()).await;
+        let found = system_resolver()?.lookup_ip(name.clone()).await;
         let found = found.map_err(|error| error.to_string())?;
         Ok(found.iter().collect())
     };
@@ -136,7 +136,7 @@ async fn resolve(name: &Name) -> Result<Vec<IpAddr>, String> {
 }
 
 /// A resolver by /etc/resolv.conf as it is now: it changes as the machine roams.
-fn resolver() -> Result<TokioResolver, String> {
+pub(crate) fn system_resolver() -> Result<TokioResolver, String> {
     TokioResolver::builder_tokio()
         .and_then(|builder| builder.build())
         .map_err(|error| format!("the system's resolver cannot be used: {error}"))

@@ -418,7 +418,10 @@ impl Node {
         let now = Instant::now();
         while let Some(event) = self.stun.poll_event() {
             match event {
-                StunEvent::Changed => self.handle_reflexive(now),
+                StunEvent::Changed => {
+                    self.handle_reflexive(now);
+                    self.check_relays(now);
+                }
                 StunEvent::ServerAnswered { server } => info!(%server, "STUN server answers"),
                 StunEvent::ServerSilent { server } => warn!(%server, "STUN server does not answer"),
                 StunEvent::Behaviour(behaviour) => info!(
@@ -474,6 +477,7 @@ impl Node {
         if self.due.stun_allowed <= now {
             self.due.stun_allowed = now + STUN_SPACING;
             self.stun.refresh(now);
+            self.check_relays(now);
         }
     }
 

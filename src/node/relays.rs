@@ -155,6 +155,13 @@ impl Node {
         }
     }
 
+    /// The NAT in front of this node may be another one, or have forgotten us.
+    pub(super) fn check_relays(&mut self, now: Instant) {
+        if let Some(relays) = self.relays.relays() {
+            relays.check_now(now, SystemTime::now());
+        }
+    }
+
     /// Takes the servers of relays.
     pub(super) fn set_relay_servers(&mut self, servers: &[RelayServer], now: Instant) {
         if let Some(relays) = self.relays.relays() {

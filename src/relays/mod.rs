@@ -238,9 +238,8 @@ impl Relays {
         id.is_some_and(|id| self.handle_message(id, bytes, now, wall))
     }
 
-    /// This node's network has changed: the relays are asked whether they still know us,
-    /// and all are measured again.
-    pub fn handle_moved(&mut self, now: Instant, wall: SystemTime) {
+    /// Something is not as it was: the relays are asked at once whether they still know us.
+    pub fn check_now(&mut self, now: Instant, wall: SystemTime) {
         (self.now, self.wall) = (now, wall);
         for id in self.ids() {
             if let Some(client) = self.legs.get_mut(&id).and_then(|leg| leg.client.as_mut()) {
@@ -248,6 +247,13 @@ impl Relays {
             }
             self.drain(id);
         }
+        self.handle_timeout(now, wall);
+    }
+
+    /// This node's network has changed: the relays are asked whether they still know us,
+    /// and all are measured again.
+    pub fn handle_moved(&mut self, now: Instant, wall: SystemTime) {
+        self.check_now(now, wall);
         let legs = &self.legs;
         for host in &mut self.hosts {
             host.forgive(now);

@@ -1,4 +1,4 @@
-//! The relays of a node against coturn.
+//! The relays of a node against coturn and `zonemesh serve`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,20 +36,31 @@ const NOTICED: Duration = Duration::from_secs(15);
 #[test]
 fn a_node_is_reached_through_coturn_by_udp_tcp_and_tls() {
     isolated("turn::a_node_is_reached_through_coturn_by_udp_tcp_and_tls", || {
-        let mut stage = Stage::new();
-        let peer = stage.peer();
-        for (over, transport) in
-            [(Over::Udp, Transport::Udp), (Over::Tcp, Transport::Tcp), (Over::Tls, Transport::Tls)]
-        {
-            let uris = ipv4(stage.relay.uris_over(over));
-            stage.with_node(&uris, |node| {
-                node.run_until(|node| node.relayed().is_some());
-                let [used] = &node.used()[..] else { panic!("one relay: {:?}", node.used()) };
-                assert_eq!(*used, transport);
-                node.assert_reached_by(&peer);
-            });
-        }
+        assert_reached_by_all_transports(RelayKind::Coturn);
     });
+}
+
+#[test]
+fn a_node_is_reached_through_zonemesh_serve_by_udp_tcp_and_tls() {
+    isolated("turn::a_node_is_reached_through_zonemesh_serve_by_udp_tcp_and_tls", || {
+        assert_reached_by_all_transports(RelayKind::Zonemesh);
+    });
+}
+
+fn assert_reached_by_all_transports(kind: RelayKind) {
+    let mut stage = Stage::with(kind, RelaySettings::default());
+    let peer = stage.peer();
+    for (over, transport) in
+        [(Over::Udp, Transport::Udp), (Over::Tcp, Transport::Tcp), (Over::Tls, Transport::Tls)]
+    {
+        let uris = ipv4(stage.relay.uris_over(over));
+        stage.with_node(&uris, |node| {
+            node.run_until(|node| node.relayed().is_some());
+            let [used] = &node.used()[..] else { panic!("one relay: {:?}", node.used()) };
+            assert_eq!(*used, transport);
+            node.assert_reached_by(&peer);
+        });
+    }
 }
 
 #[test]
@@ -79,41 +90,63 @@ fn a_name_is_found_and_its_certificate_checked() {
 }
 
 #[test]
-fn a_wrong_secret_is_told_as_that() {
-    isolated("turn::a_wrong_secret_is_told_as_that", || {
-        let mut stage = Stage::new();
-        stage.secret = "another one".into();
-        for over in [Over::Udp, Over::Tcp] {
-            let uris = ipv4(stage.relay.uris_over(over));
-            stage.with_node(&uris, |node| {
-                node.run_until(|node| !node.died.is_empty());
-                assert!(node.died[0].contains("401"), "{:?}", node.died);
-                assert_eq!(node.relays.report()[0].state, RelayState::Failed);
-            });
-        }
+fn coturn_tells_that_the_secret_is_wrong() {
+    isolated("turn::coturn_tells_that_the_secret_is_wrong", || {
+        assert_wrong_secret_is_told(RelayKind::Coturn);
     });
+}
+
+#[test]
+fn zonemesh_serve_tells_that_the_secret_is_wrong() {
+    isolated("turn::zonemesh_serve_tells_that_the_secret_is_wrong", || {
+        assert_wrong_secret_is_told(RelayKind::Zonemesh);
+    });
+}
+
+fn assert_wrong_secret_is_told(kind: RelayKind) {
+    let mut stage = Stage::with(kind, RelaySettings::default());
+    stage.secret = "another one".into();
+    for over in [Over::Udp, Over::Tcp] {
+        let uris = ipv4(stage.relay.uris_over(over));
+        stage.with_node(&uris, |node| {
+            node.run_until(|node| !node.died.is_empty());
+            assert!(node.died[0].contains("401"), "{:?}", node.died);
+            assert_eq!(node.relays.report()[0].state, RelayState::Failed);
+        });
+    }
 }
 
 #[test]
 fn a_coturn_that_is_restarted_is_used_again() {
     isolated("turn::a_coturn_that_is_restarted_is_used_again", || {
-        let mut stage = Stage::new();
-        for over in [Over::Udp, Over::Tls] {
-            let uris = ipv4(stage.relay.uris_over(over));
-            let Stage { relay, client, .. } = &mut stage;
-            let ca_file = relay.ca_file();
-            let driver = Driver::new(client, relay.secret(), &uris, Some(&ca_file));
-            driver.run(|node| {
-                node.run_until(|node| node.relayed().is_some());
-                let first = node.relays.listed()[0].id;
-                relay.restart().expect("it starts again");
-                let start = Instant::now();
-                node.run_until(|node| node.relays.listed().iter().any(|known| known.id != first));
-                assert!(start.elapsed() < NOTICED, "{over:?}: after {:?}", start.elapsed());
-                assert_eq!(node.died.len(), 1, "{:?}", node.died);
-            });
-        }
+        assert_used_again_after_a_restart(RelayKind::Coturn);
     });
+}
+
+#[test]
+fn a_zonemesh_serve_that_is_restarted_is_used_again() {
+    isolated("turn::a_zonemesh_serve_that_is_restarted_is_used_again", || {
+        assert_used_again_after_a_restart(RelayKind::Zonemesh);
+    });
+}
+
+fn assert_used_again_after_a_restart(kind: RelayKind) {
+    let mut stage = Stage::with(kind, RelaySettings::default());
+    for over in [Over::Udp, Over::Tls] {
+        let uris = ipv4(stage.relay.uris_over(over));
+        let Stage { relay, client, .. } = &mut stage;
+        let ca_file = relay.ca_file();
+        let driver = Driver::new(client, relay.secret(), &uris, Some(&ca_file));
+        driver.run(|node| {
+            node.run_until(|node| node.relayed().is_some());
+            let first = node.relays.listed()[0].id;
+            relay.restart().expect("it starts again");
+            let start = Instant::now();
+            node.run_until(|node| node.relays.listed().iter().any(|known| known.id != first));
+            assert!(start.elapsed() < NOTICED, "{over:?}: after {:?}", start.elapsed());
+            assert_eq!(node.died.len(), 1, "{:?}", node.died);
+        });
+    }
 }
 
 #[test]
@@ -150,8 +183,10 @@ fn behind_a_firewall_that_lets_out_only_port_443_there_is_a_relay_in_three_secon
     isolated(
         "turn::behind_a_firewall_that_lets_out_only_port_443_there_is_a_relay_in_three_seconds",
         || {
-            let mut stage =
-                Stage::with(RelaySettings { tls_port: Some(443), ..RelaySettings::default() });
+            let mut stage = Stage::with(
+                RelayKind::Coturn,
+                RelaySettings { tls_port: Some(443), ..RelaySettings::default() },
+            );
             let mut site =
                 stage.lab.site("office", Kind::Tcp443Only, "192.168.1.0/24").expect("a site");
             stage.client = site.host("desk").expect("a host");
@@ -200,18 +235,22 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
-        Self::with(RelaySettings::default())
+        Self::with(RelayKind::Coturn, RelaySettings::default())
     }
 
-    fn with(settings: RelaySettings) -> Self {
+    fn with(kind: RelayKind, settings: RelaySettings) -> Self {
         programs::require(&["openssl", "turnserver"]).expect("all there");
         let home = TempDir::new().expect("a folder");
         let mut lab = Lab::new().expect("a core");
         let relay_host = lab.public_host("relay", 1).expect("a public host");
         let client = lab.public_host("client", 1).expect("a public host");
         let secret = settings.secret.clone();
-        let relay = RelayServer::start(RelayKind::Coturn, &relay_host, home.path(), settings)
-            .expect("the relay starts");
+        let settings = RelaySettings {
+            executable: env!("CARGO_BIN_EXE_zonemesh").into(),
+            ..settings
+        };
+        let relay =
+            RelayServer::start(kind, &relay_host, home.path(), settings).expect("the relay starts");
         Self { relay, relay_host, client, secret, home, lab }
     }
 

@@ -53,3 +53,8 @@ ci: ## what a build machine runs: test and check, and that nothing is left behin
 bench: ## measure the throughput beside boringtun-cli's (root)
 	.ci/install bench
 	cargo bench --locked --bench throughput
+
+.PHONY: bench-relay
+bench-relay: ## measure the relayed throughput beside coturn's (root)
+	.ci/install bench-relay
+	cargo bench --locked --bench relay

@@ -49,6 +49,7 @@ use crate::{
     },
     plan::Plan,
     rendezvous::{Rendezvous, ZoneEvent},
+    serve::Beside,
     state::State,
     tunnel::PresharedKey,
 };
@@ -115,6 +116,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         info!(node = %node.public_key, name = node.config.node.name, port = node.port, "up");
+        // For others, on threads of its own: it ends with this scope, whatever becomes of it.
+        let _serving = Beside::if_enabled(&node.config, node.port);
         loop {
             node.settle().await;
             let due = node.poll_timeout();

@@ -23,6 +23,7 @@ mod udp;
 
 use std::{
     future::Future,
+    io,
     thread::{self, JoinHandle},
 };
 
@@ -69,19 +70,29 @@ pub struct Beside {
 
 /// What the rendezvous has to know of the node beside it.
 #[derive(Debug, Clone)]
-pub struct Neighbour {
+struct Neighbour {
     /// The device of the overlay.
-    pub interface: String,
+    interface: String,
     /// WireGuard's port, which is as open to peers of the relay as to everybody.
-    pub port: u16,
+    port: u16,
 }
 
 impl Beside {
-    /// Starts one on a thread of its own. What goes wrong there is logged.
-    ///
-    /// # Errors
-    /// When the thread cannot be started.
-    pub fn start(config: ServeConfig, neighbour: Neighbour) -> anyhow::Result<Self> {
+    /// Starts one where the configuration wants it, beside the node whose WireGuard has
+    /// this port. What goes wrong, now or later, is logged: the node does without.
+    pub fn if_enabled(config: &Config, port: u16) -> Option<Self> {
+        let serve = config.serve.clone().filter(|serve| serve.enabled)?;
+        let neighbour = Neighbour { interface: config.interface.name.clone(), port };
+        match Self::start(serve, neighbour) {
+            Ok(beside) => Some(beside),
+            Err(error) => {
+                warn!("not serving others: {error}");
+                None
+            }
+        }
+    }
+
+    fn start(config: ServeConfig, neighbour: Neighbour) -> io::Result<Self> {
         let (stop, stopped) = oneshot::channel();
         let serve = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -21,8 +21,7 @@ pub(super) const DWELL: Duration = Duration::from_secs(30);
 const RENEW_SPACING: Duration = Duration::from_secs(30);
 
 impl Relays {
-    /// Ends the measuring once there is nothing more to wait for, and lets go the hosts
-    /// that are too far.
+    /// Ends the measuring once there is nothing more to wait for: the nearest is first.
     pub(super) fn settle(&mut self, now: Instant) {
         let Some(until) = self.measuring else { return };
         // They have to be called first.
@@ -36,6 +35,13 @@ impl Relays {
         {
             self.primary = Some((best, now));
         }
+    }
+
+    /// Lets go the hosts beyond those that are kept, and what is tried in vain for more.
+    pub(super) fn trim(&mut self, now: Instant) {
+        if self.measuring.is_some() || self.up().count() < KEPT {
+            return;
+        }
         let primary = self.primary.clone();
         let is_primary = |name: &str| primary.as_ref().is_some_and(|(first, _)| first == name);
         let mut kept = self.ranked();
@@ -43,16 +49,14 @@ impl Relays {
         for (name, id) in kept.into_iter().skip(KEPT) {
             self.leave(&name, id, now);
         }
-        if self.up().count() >= KEPT {
-            let late: Vec<u32> = self
-                .hosts
-                .iter_mut()
-                .filter(|host| host.up.is_none())
-                .flat_map(|host| host.rest())
-                .collect();
-            for id in late {
-                self.close(id);
-            }
+        let late: Vec<u32> = self
+            .hosts
+            .iter_mut()
+            .filter(|host| host.up.is_none())
+            .flat_map(|host| host.rest())
+            .collect();
+        for id in late {
+            self.close(id);
         }
     }
 

@@ -284,6 +284,7 @@ impl Relays {
         }
         self.settle(now);
         self.elect(now);
+        self.trim(now);
         self.call(now);
         self.climb(now);
         self.list();

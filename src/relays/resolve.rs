@@ -11,7 +11,7 @@ use tokio::{
     sync::mpsc,
     time::{sleep, timeout},
 };
-use tracing::warn;
+use tracing::{info, warn};
 use zonemesh_discovery::{identity::PublicKey, zone::NamedServer};
 
 use super::{RelayServer, Transport};
@@ -40,18 +40,26 @@ const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_se
 /// name that is not found keeps the addresses that it had.
 pub async fn watch(uris: Vec<RelayUri>, told: mpsc::Sender<Vec<RelayServer>>) {
     let mut known: Vec<Vec<RelayServer>> = vec![vec![]; uris.len()];
+    // What went wrong last with each, so that it is told once.
+    let mut errors: Vec<Option<String>> = vec![None; uris.len()];
     let mut pause = BACKOFF.0;
     loop {
-        let mut all_found = true;
-        for (uri, known) in uris.iter().zip(&mut known) {
-            match servers(uri).await {
-                Ok(found) => *known = found,
-                Err(error) => {
-                    all_found = false;
+        for ((uri, known), last) in uris.iter().zip(&mut known).zip(&mut errors) {
+            let found = servers(uri).await;
+            let error = found.as_ref().err().map(ToString::to_string);
+            match &error {
+                Some(error) if last.as_ref() != Some(error) => {
                     warn!("the relay {uri} is not found: {error}");
                 }
+                None if last.is_some() => info!("the relay {uri} is found again"),
+                _ => {}
+            }
+            *last = error;
+            if let Ok(found) = found {
+                *known = found;
             }
         }
+        let all_found = errors.iter().all(Option::is_none);
         if told.send(known.concat()).await.is_err() {
             return;
         }

@@ -1,5 +1,6 @@
 //! Scenarios in virtual time, with servers that give every client an allocation.
 
+use proptest::prelude::*;
 use zonemesh_punch::turn::message::{Class, Failure, Message, Method};
 
 use super::*;
@@ -185,6 +186,78 @@ fn servers_that_are_named_no_more_are_closed_and_others_stay() {
     assert!(world.relays.listed().is_empty());
 }
 
+/// What happens to a world at random.
+#[derive(Debug, Clone)]
+enum Chance {
+    /// A host dies, or comes back.
+    Toggle(usize),
+    /// A firewall lets UDP through, or no more.
+    ToggleUdp(usize),
+    /// A host forgets all allocations.
+    Restart(usize),
+    /// The route to a host gets longer or shorter.
+    Distance(usize, u64),
+    /// A connection breaks.
+    Break(u32),
+    /// The node's network changes.
+    Move,
+    /// Somebody asks whether the relays are there.
+    Check,
+}
+
+fn chance() -> impl Strategy<Value = Chance> {
+    prop_oneof![
+        (0_usize..3).prop_map(Chance::Toggle),
+        (0_usize..3).prop_map(Chance::ToggleUdp),
+        (0_usize..3).prop_map(Chance::Restart),
+        (0_usize..3, 1_u64..300).prop_map(|(host, rtt)| Chance::Distance(host, rtt)),
+        (0_u32..60).prop_map(Chance::Break),
+        Just(Chance::Move),
+        Just(Chance::Check),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn whatever_happens_two_relays_are_there_a_while_after(
+        chances in proptest::collection::vec((chance(), 0_u64..20_000), 0..25),
+    ) {
+        let hosts = [Host::new("a", 20), Host::new("b", 60), Host::new("c", 150)];
+        let mut world = World::new(&hosts);
+        for (chance, pause) in chances {
+            let (now, wall) = (world.now, world.wall());
+            match chance {
+                Chance::Toggle(host) => world.hosts[host].dead ^= true,
+                Chance::ToggleUdp(host) => world.hosts[host].udp ^= true,
+                Chance::Restart(host) => world.hosts[host].allocated.clear(),
+                Chance::Distance(host, rtt) => world.hosts[host].rtt = rtt,
+                Chance::Break(id) => world.relays.handle_closed(id, "broken", now, wall),
+                Chance::Move => world.relays.handle_moved(now, wall),
+                Chance::Check => world.relays.check_now(now, wall),
+            }
+            world.run(pause);
+            prop_assert!(world.relays.listed().len() <= KEPT);
+        }
+        for host in &mut world.hosts {
+            host.dead = false;
+        }
+        // The longest pause, and an attempt with all its tries.
+        world.run(90_000);
+        prop_assert_eq!(world.relays.listed().len(), KEPT, "{:?}", world.relays.report());
+        world.run(20_000);
+        // Nothing is left behind beside those; where there is a stream, UDP may be tried.
+        let hosts: BTreeSet<&str> = world.links.values().map(|link| &*link.host).collect();
+        prop_assert_eq!(hosts.len(), KEPT, "{:?}", world.links);
+        prop_assert!(world.links.len() <= 2 * KEPT, "{:?}", world.links);
+        // And nothing swings to and fro then.
+        world.lists.clear();
+        world.run(120_000);
+        prop_assert!(world.lists.len() <= 4, "{:?}", world.lists);
+    }
+}
+
 fn ms(count: u64) -> Duration {
     Duration::from_millis(count)
 }
@@ -361,7 +434,10 @@ impl World {
 
     fn run(&mut self, time_ms: u64) {
         let end = self.now + ms(time_ms);
+        let mut steps = 0;
         loop {
+            steps += 1;
+            assert!(steps < 10_000 + time_ms, "it does not come to rest");
             self.drain();
             let due = [self.inbox.iter().map(|(at, ..)| *at).min(), self.relays.poll_timeout()];
             let Some(due) = due.into_iter().flatten().min().filter(|due| *due < end) else {
@@ -403,6 +479,10 @@ impl World {
                         .find(|server| server.addr == addr && server.transport == transport)
                         .expect("a server that was named");
                     self.opened.push(server.label.clone());
+                    let is_twice = |open: &&RelayServer| **open == server;
+                    if transport == Transport::Udp {
+                        assert_eq!(self.links.values().find(is_twice), None, "one per address");
+                    }
                     let host = self.host(&server.host.clone()).clone();
                     let open = match transport {
                         Transport::Udp => false,

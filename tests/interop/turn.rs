@@ -245,10 +245,8 @@ impl Stage {
         let relay_host = lab.public_host("relay", 1).expect("a public host");
         let client = lab.public_host("client", 1).expect("a public host");
         let secret = settings.secret.clone();
-        let settings = RelaySettings {
-            executable: env!("CARGO_BIN_EXE_zonemesh").into(),
-            ..settings
-        };
+        let settings =
+            RelaySettings { executable: env!("CARGO_BIN_EXE_zonemesh").into(), ..settings };
         let relay =
             RelayServer::start(kind, &relay_host, home.path(), settings).expect("the relay starts");
         Self { relay, relay_host, client, secret, home, lab }

@@ -234,7 +234,15 @@ impl End {
         sockopt::set_socket_send_buffer_size_force(&socket, 8 << 20)?;
         let state = UdpSocketState::new((&socket).into())?;
         let buffers = vec![0; 65_535 * BATCH_SIZE];
-        Ok(Self { socket, state, to, train: vec![0; PAYLOAD * TRAIN], segment: PAYLOAD, buffers })
+        Ok(Self {
+            socket,
+            state,
+            to: None,
+            most,
+            train: vec![0; PAYLOAD * TRAIN],
+            segment: PAYLOAD,
+            buffers,
+        })
     }
 
     fn local(&self) -> Result<SocketAddr> {

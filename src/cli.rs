@@ -103,7 +103,8 @@ enum Command {
         #[arg(short, long, value_name = "FILE", conflicts_with = "socket")]
         config: Option<PathBuf>,
     },
-    /// Tells how the NAT behaves and which STUN servers answer
+    /// Tells how the NAT behaves, whether the router maps ports, and which STUN servers and
+    /// relays answer
     Netcheck {
         /// The configuration
         #[arg(short, long, value_name = "FILE", default_value = DEFAULT_FILE)]
@@ -111,6 +112,9 @@ enum Command {
         /// As JSON, for machines
         #[arg(long)]
         json: bool,
+        /// Also measure how long the NAT keeps an idle mapping: takes minutes
+        #[arg(long)]
+        lifetime: bool,
     },
     /// Shows two sites behind NAT on this machine, in namespaces, to watch it work
     Lab,
@@ -161,13 +165,13 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             let socket = socket.find(config.as_deref())?;
             say(&explain(&socket, peer, json)?).map(|()| ExitCode::SUCCESS)
         }
-        Command::Netcheck { config, json } => {
+        Command::Netcheck { config, json, lifetime } => {
             let config = Config::load(&config)?;
             log(arguments.log);
-            let report = netcheck::run(&config)?;
+            let report = netcheck::run(&config, lifetime)?;
             say(&if json { json_line(&report)? } else { report.to_string() })?;
             if !report.is_conclusive() {
-                bail!("no STUN server answers: is UDP to them blocked?");
+                bail!("no STUN server answers, and no relay: is UDP to them blocked?");
             }
             Ok(ExitCode::SUCCESS)
         }

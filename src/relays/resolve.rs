@@ -73,7 +73,10 @@ pub async fn watch(uris: Vec<RelayUri>, told: mpsc::Sender<Vec<RelayServer>>) {
 }
 
 /// The servers of one URI.
-async fn servers(uri: &RelayUri) -> std::io::Result<Vec<RelayServer>> {
+///
+/// # Errors
+/// Where its host's name is not found.
+pub async fn servers(uri: &RelayUri) -> std::io::Result<Vec<RelayServer>> {
     let addrs = match &uri.host {
         RelayHost::Ip(ip) => vec![*ip],
         RelayHost::Name(name) => {

@@ -86,6 +86,7 @@ fn each_nat_is_told_by_coturn_with_two_addresses() {
             ("port", Kind::PortRestricted, EndpointIndependent, dependent, Preserving),
             ("random", Kind::SymmetricRandom, dependent, dependent, Random),
             ("sequence", Kind::SymmetricSequential, dependent, dependent, counting),
+            ("twos", Kind::SymmetricByTwos, dependent, dependent, Sequential { step: 2 }),
             ("ipv6", Kind::Ipv6Firewall, None, dependent, Preserving),
         ] {
             let lan = if kind == Kind::Ipv6Firewall { "2001:2:1::/64" } else { "192.168.1.0/24" };

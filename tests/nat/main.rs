@@ -8,6 +8,7 @@ mod flow;
 mod interop;
 mod lab_command;
 mod nats;
+mod netcheck;
 mod pair;
 mod paths;
 mod plain_peer;

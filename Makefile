@@ -58,3 +58,8 @@ bench: ## measure the throughput beside boringtun-cli's (root)
 bench-relay: ## measure the relayed throughput beside coturn's (root)
 	.ci/install bench-relay
 	cargo bench --locked --bench relay
+
+.PHONY: bench-idle
+bench-idle: ## count what a mesh costs that nobody uses, in packets and bytes per peer (root)
+	.ci/install lab
+	cargo bench --locked --profile dev --bench idle

@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::warn;
 use zonemesh_discovery::{advert::SignedAdvert, identity::Identity};
 
+use crate::relays::RelayServer;
+
 const KEY_FILE: &str = "node.key";
 const STATE_FILE: &str = "state.json";
 const PEERS_FILE: &str = "peers.json";
@@ -46,6 +48,8 @@ struct Kept {
     port: Option<u16>,
     /// The STUN servers that the zone named last.
     stun_servers: Vec<SocketAddr>,
+    /// The relays that the zone named last.
+    relays: Vec<RelayServer>,
 }
 
 /// `peers.json`: each member's TXT strings, in Base64.
@@ -155,6 +159,26 @@ impl State {
         self.save()
     }
 
+    /// The relays that the zone named last, for the same reason.
+    pub fn relays(&self) -> &[RelayServer] {
+        &self.kept.relays
+    }
+
+    /// Keeps the relays that the zone names.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn save_relays(&mut self, servers: &[RelayServer]) -> Result<(), StateError> {
+        // The zone may name them in another order each time.
+        let mut servers = servers.to_vec();
+        servers.sort();
+        if self.kept.relays == servers {
+            return Ok(());
+        }
+        self.kept.relays = servers;
+        self.save()
+    }
+
     /// Keeps the sequence number.
     ///
     /// # Errors
@@ -238,7 +262,10 @@ fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use zonemesh_discovery::zone::NamedServer;
+
     use super::*;
+    use crate::relays::{Transport, resolve};
 
     fn folder() -> tempfile::TempDir {
         tempfile::tempdir().expect("a folder")
@@ -288,10 +315,16 @@ mod tests {
         state.save_port(51821).expect("is written");
         let servers = ["198.51.100.10:3478".parse().expect("an address")];
         state.save_stun_servers(&servers).expect("is written");
+        let relays = resolve::of_service(
+            Transport::Tls,
+            &[NamedServer { target: "relay.example".into(), addr: servers[0] }],
+        );
+        state.save_relays(&relays).expect("is written");
         drop(state);
         let state = State::open(folder.path()).expect("opens");
         assert_eq!((state.sequence(), state.port()), (7, Some(51821)));
         assert_eq!(state.stun_servers(), servers);
+        assert_eq!(state.relays(), relays);
         drop(state);
         for broken in [&b"{"[..], b"[]", b"{\"sequence\":-1}", &[0xff]] {
             fs::write(folder.path().join(STATE_FILE), broken).expect("is written");

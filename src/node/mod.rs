@@ -250,7 +250,12 @@ impl Node {
                 }
                 self.tell_services(now);
             }
-            ZoneEvent::Relays(servers) => self.set_relay_servers(&servers, now),
+            ZoneEvent::Relays(servers) => {
+                self.set_relay_servers(&servers, now);
+                if let Err(error) = self.state.save_relays(&servers) {
+                    warn!("cannot keep the relays: {error}");
+                }
+            }
             ZoneEvent::Browse(server, outcome) => {
                 self.zone.server = Some(server);
                 self.zone.browse_error = outcome.err();

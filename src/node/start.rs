@@ -131,6 +131,10 @@ impl Node {
         if node.config.portmap && zone.is_some() {
             node.gather.start_portmap(port, &sender);
         }
+        if zone.is_some() && node.config.relay.servers.is_empty() {
+            let known = node.state.relays().to_vec();
+            node.set_relay_servers(&known, now);
+        }
         if let Some(zone) = &zone {
             node.rendezvous = Some(start_rendezvous(&node.config, zone, node.public_key, &sender)?);
             node.start_mdns();

@@ -2,12 +2,14 @@
 
 use std::{fmt, net::SocketAddr};
 
+use serde::{Deserialize, Serialize};
 use zonemesh_punch::LocalRelay;
 
 use crate::config::Secret;
 
 /// How a server is reached; best first: datagrams do not wait for each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Transport {
     /// Datagrams from WireGuard's own socket.
     Udp,
@@ -28,7 +30,7 @@ impl fmt::Display for Transport {
 }
 
 /// One way to a TURN server.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RelayServer {
     /// What people know it by: its URI.
     pub label: String,

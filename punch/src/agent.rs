@@ -23,7 +23,9 @@
 //!    (`agent/hold.rs`). When the pair no longer answers, the next best takes its place,
 //!    which was looked at when the first answer was missing; where there is none, the
 //!    path is lost, and everything is probed afresh. An agent never gives up.
-//! 5. On the selected pair the largest packet that passes whole is looked for
+//! 5. Where the NATs are such that ordinary checks cannot pass them, more is tried, if
+//!    the node has a turn for it: see `agent/hard.rs`.
+//! 6. On the selected pair the largest packet that passes whole is looked for
 //!    (`agent/mtu.rs`).
 //!
 //! # Manner
@@ -46,6 +48,7 @@
 //! one component and few pairs), role conflicts (the keys decide), and error responses.
 
 mod checks;
+mod hard;
 mod hold;
 mod mtu;
 mod pairs;
@@ -59,7 +62,8 @@ use std::{
 
 use rand::{SeedableRng, rngs::StdRng};
 
-use self::{checks::InFlight, hold::Traffic, mtu::MtuSearch, punching::Punching};
+pub use self::hard::MAX_SOCKETS;
+use self::{checks::InFlight, hard::Hard, hold::Traffic, mtu::MtuSearch, punching::Punching};
 use crate::{
     budget::Budget,
     candidate::{Candidate, CandidateKind, canonical},
@@ -171,6 +175,7 @@ pub struct Agent {
     traffic: Traffic,
     punching: Punching,
     mtu: MtuSearch,
+    hard: Hard,
     mapping_lifetime: Option<Duration>,
     queue: VecDeque<Transmit>,
     reported: Option<Report>,
@@ -209,6 +214,7 @@ impl Agent {
             traffic: Traffic::default(),
             punching: Punching::new(now),
             mtu: MtuSearch::default(),
+            hard: Hard::new(now),
             mapping_lifetime: None,
             queue: VecDeque::new(),
             reported: None,
@@ -268,7 +274,8 @@ impl Agent {
     /// Takes the numbers of the further sockets that this node has open for the peer.
     pub fn set_extra(&mut self, sockets: &[u32], now: Instant) {
         self.drop_pairs(|via| matches!(via, Via::Extra(id) if !sockets.contains(&id)), now);
-        self.extra = sockets.to_vec();
+        self.extra = sockets.iter().copied().take(MAX_SOCKETS.into()).collect();
+        self.note_sockets();
         self.drive(now);
     }
 
@@ -373,6 +380,9 @@ impl Agent {
 
     /// What changed since the last call, as far as it still matters.
     pub fn poll_event(&mut self) -> Option<Event> {
+        if let Some(event) = self.hard.events.pop_front() {
+            return Some(event);
+        }
         let selected = self.selected();
         let report = selected.as_ref().map(report);
         let before = std::mem::replace(&mut self.reported, report);
@@ -388,12 +398,13 @@ impl Agent {
 
     /// When to call [`Agent::handle_timeout`] at the latest.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        if !self.queue.is_empty() || self.selected().as_ref().map(report) != self.reported {
+        let news = !self.queue.is_empty() || !self.hard.events.is_empty();
+        if news || self.selected().as_ref().map(report) != self.reported {
             return Some(self.now);
         }
         let checks = self.pairs.iter().filter_map(|pair| pair.due).chain(self.mtu.due());
         let checks = checks.min().map(|due| due.max(self.checks.free_at()));
-        let due = checks.into_iter().chain(self.punching_due()).min()?;
+        let due = checks.into_iter().chain(self.punching_due()).chain(self.hard_due()).min()?;
         Some(due.max(self.now))
     }
 
@@ -439,6 +450,7 @@ impl Agent {
         self.select(now);
         self.punch(now);
         self.measure(now);
+        self.pass_hard(now);
         while self.queue.len() < MAX_QUEUED
             && let Some(route) = self.next_due(now)
             && self.checks.take(now)

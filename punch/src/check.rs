@@ -31,18 +31,19 @@
 //! | PADDING, characters `0` | 0x0026 | from 12 | yes | |
 //! | XOR-MAPPED-ADDRESS | 0x0020 | 8, 20 | | yes |
 //! | RECEIPT, see [`Receipt`] | 0xC05A | 12 | yes | yes |
+//! | PLAN, see [`Plan`] | 0xC05B | 12 | over a relay, while there is no direct path | where the request has it |
 //! | MESSAGE-INTEGRITY-SHA256, last but one | 0x001C | 32 | yes | yes |
 //! | FINGERPRINT, last | 0x8028 | 4 | yes | yes |
 //!
 //! A request has 136 bytes (140 with USE-CANDIDATE), an answer 124 (IPv4) or 136
-//! (IPv6): the padding makes sure that no answer is longer than what it answers. A
+//! (IPv6), each 16 more with PLAN: the padding makes sure that no answer is longer than what it answers. A
 //! request that finds out what passes whole is padded to that size.
 //!
 //! PRIORITY is that of the address that the receiver sees (RFC 8445 §7.1.1), with type
 //! preference 0 where the request leaves from a relay: so a receiver that does not
 //! know the address yet knows it for a relay's.
 //!
-//! RECEIPT is of this protocol alone, from the range of attributes that whoever does
+//! RECEIPT and PLAN are of this protocol alone, from the range of attributes that whoever does
 //! not know them passes over (RFC 8489 §14, expert review); nobody else sees it, for
 //! all that does not verify is dropped unread.
 //!
@@ -61,6 +62,7 @@
 //!   of a message is looked at. There are no error responses: what does not verify
 //!   is dropped without an answer.
 
+mod plan;
 mod receipt;
 
 use std::{fmt, net::SocketAddr};
@@ -85,7 +87,10 @@ use stun_rs::{
 };
 use x25519_dalek::{PublicKey, StaticSecret};
 
-pub use self::receipt::Receipt;
+pub use self::{
+    plan::{Plan, Stage, Window},
+    receipt::Receipt,
+};
 use crate::{
     candidate::{CandidateKind, canonical},
     courier::Note,
@@ -278,6 +283,9 @@ impl CheckKeys {
             .expect("the attributes fit the buffer");
         datagram.truncate(len);
         check.receipt().append_to(&mut datagram);
+        if let Some(plan) = check.plan() {
+            plan.append_to(&mut datagram);
+        }
         close(&mut datagram, key);
         datagram
     }
@@ -303,7 +311,7 @@ impl CheckKeys {
         };
         let clock_ms = clock_ms.ok_or(OpenError::Malformed)?;
         let id = *message.transaction_id().as_bytes();
-        let receipt = Receipt::read(datagram);
+        let (receipt, plan) = (Receipt::read(datagram), Plan::read(datagram));
         match message.class() {
             MessageClass::Request => {
                 let priority = message.get::<Priority>().ok_or(OpenError::Malformed)?;
@@ -313,12 +321,13 @@ impl CheckKeys {
                     priority: *priority.expect_priority().as_ref(),
                     nominate: message.get::<UseCandidate>().is_some(),
                     receipt,
+                    plan,
                 }))
             }
             MessageClass::SuccessResponse => {
                 let mapped = message.get::<XorMappedAddress>().ok_or(OpenError::Malformed)?;
                 let mapped = *mapped.expect_xor_mapped_address().socket_address();
-                Ok(Check::Answer(Answer { id, clock_ms, mapped: canonical(mapped), receipt }))
+                Ok(Check::Answer(Answer { id, clock_ms, mapped: canonical(mapped), receipt, plan }))
             }
             MessageClass::Indication | MessageClass::ErrorResponse => Err(OpenError::Malformed),
         }
@@ -413,11 +422,27 @@ impl Direction {
     }
 }
 
+/// The value of the attribute that begins so, of a message that has verified.
+fn attribute(message: &[u8], head: [u8; 4]) -> Option<&[u8]> {
+    let end = message.len().checked_sub(INTEGRITY_LEN + FINGERPRINT_LEN)?;
+    let mut rest = message.get(HEADER_LEN..end)?;
+    while let Some((found, body)) = rest.split_at_checked(4) {
+        let length = usize::from(u16::from_be_bytes([found[2], found[3]]));
+        let value = body.get(..length)?;
+        if found == head {
+            return Some(value);
+        }
+        rest = body.get(length.next_multiple_of(4)..)?;
+    }
+    None
+}
+
 /// How long a request is that is not padded further.
 fn request_len(request: &Request) -> usize {
     let nomination = if request.nominate { 4 } else { 0 };
-    let attributes =
-        USERNAME_LEN + (4 + 8) + (4 + 4) + nomination + (4 + PADDING_LEN) + Receipt::LEN;
+    let plan = if request.plan.is_some() { Plan::LEN } else { 0 };
+    let known = USERNAME_LEN + (4 + 8) + (4 + 4) + nomination + (4 + PADDING_LEN);
+    let attributes = known + Receipt::LEN + plan;
     HEADER_LEN + attributes + INTEGRITY_LEN + FINGERPRINT_LEN
 }
 
@@ -481,6 +506,13 @@ impl Check {
             Self::Answer(answer) => answer.receipt,
         }
     }
+
+    fn plan(&self) -> Option<Plan> {
+        match self {
+            Self::Request(request) => request.plan,
+            Self::Answer(answer) => answer.plan,
+        }
+    }
 }
 
 /// A Binding request.
@@ -497,6 +529,8 @@ pub struct Request {
     pub nominate: bool,
     /// What its sender tells of the way.
     pub receipt: Receipt,
+    /// What its sender plans, to pass hard NATs.
+    pub plan: Option<Plan>,
 }
 
 impl Request {
@@ -518,6 +552,8 @@ pub struct Answer {
     pub mapped: SocketAddr,
     /// What its sender tells of the way.
     pub receipt: Receipt,
+    /// What its sender plans, to pass hard NATs.
+    pub plan: Option<Plan>,
 }
 
 /// Why a datagram is no check of the peer.

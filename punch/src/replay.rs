@@ -126,6 +126,7 @@ mod tests {
             priority: 0,
             nominate: false,
             receipt: crate::check::Receipt::default(),
+            plan: None,
         }
     }
 

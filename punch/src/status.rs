@@ -22,7 +22,7 @@ pub struct Transmit {
     pub hops: Option<u8>,
 }
 
-/// What changed about the path.
+/// What changed, and what is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// Send WireGuard's packets there from now on.
@@ -31,6 +31,27 @@ pub enum Event {
     PathMtu(SelectedPath),
     /// No pair works any more.
     PathLost,
+    /// Hard NATs could be tried: call [`Agent::grant_turn`](crate::Agent::grant_turn) when
+    /// no other peer has its turn.
+    WantTurn,
+    /// The turn is over.
+    TurnOver,
+    /// Ask a STUN server from a fresh socket, and hand what it saw to
+    /// [`Agent::handle_sample`](crate::Agent::handle_sample). The sockets of a
+    /// [`Event::WantSockets`] that came before are to be there first.
+    WantSample,
+    /// Open so many fresh sockets in place of those that there are, and tell their numbers
+    /// to [`Agent::set_extra`](crate::Agent::set_extra).
+    WantSockets {
+        /// How many, at most [`MAX_SOCKETS`](crate::MAX_SOCKETS).
+        count: u16,
+    },
+    /// Close the further sockets but this one, and tell
+    /// [`Agent::set_extra`](crate::Agent::set_extra).
+    ReleaseSockets {
+        /// The one that the path uses, if it does.
+        keep: Option<u32>,
+    },
 }
 
 /// The way to the peer that is in use.

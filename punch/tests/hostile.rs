@@ -104,6 +104,7 @@ fn an_answer_counts_only_from_where_was_asked() {
         clock_ms: request.clock_ms,
         mapped: packet.from,
         receipt: Receipt::default(),
+        plan: None,
     };
     let payload = keys.seal(&Check::Answer(answer));
     for from in [addr(STRANGER), packet.to, packet.to] {
@@ -165,6 +166,7 @@ fn a_hostile_peer_cannot_make_a_node_send_more_than_it_sends_itself() {
             priority: 0,
             nominate: n % 3 == 0,
             receipt: Receipt::default(),
+            plan: None,
         };
         let payload = keys.seal(&Check::Request(request));
         sent += payload.len();
@@ -195,6 +197,7 @@ fn strangers_get_no_answer() {
         priority: 0,
         nominate: true,
         receipt: Receipt::default(),
+        plan: None,
     }));
     let meant = world.seen.iter().find(|packet| to(packet, "198.51.100.20"));
     let payloads = [others, meant.expect("there are some").payload.clone(), vec![0; 120], vec![]];

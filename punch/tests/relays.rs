@@ -43,8 +43,14 @@ fn transmits(world: &mut World, host: HostId) -> Vec<Transmit> {
 fn check(world: &mut World, peer: HostId, host: HostId, priority: u32) -> Vec<u8> {
     let elapsed = u64::try_from(world.elapsed().as_millis()).expect("short");
     let clock_ms = world.of(peer).clock_ms + elapsed;
-    let request =
-        Request { id: [5; 12], clock_ms, priority, nominate: false, receipt: Receipt::default() };
+    let request = Request {
+        id: [5; 12],
+        clock_ms,
+        priority,
+        nominate: false,
+        receipt: Receipt::default(),
+        plan: None,
+    };
     world.keys(peer, host).seal(&Check::Request(request))
 }
 
@@ -114,6 +120,7 @@ fn a_path_over_a_relay_goes_with_the_relay() {
             clock_ms: request.clock_ms,
             mapped: RELAYS[0].relayed,
             receipt: Receipt::default(),
+            plan: None,
         };
         let answer = keys.seal(&Check::Answer(answer));
         if transmit.route.via != Via::Socket {

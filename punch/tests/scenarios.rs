@@ -294,6 +294,7 @@ fn a_nomination_that_was_overtaken_is_not_followed() {
             priority: 0,
             nominate: true,
             receipt: Receipt::default(),
+            plan: None,
         };
         let packet = Packet::new(
             SocketAddr::new(ips[family], PORT),

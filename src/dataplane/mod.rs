@@ -43,7 +43,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use zonemesh_discovery::identity::PublicKey;
-use zonemesh_punch::Route;
+use zonemesh_punch::{Route, Via};
 
 use self::{
     counters::Counters,
@@ -291,12 +291,17 @@ impl DataPlane {
         self.shared.send(route, bytes, whole);
     }
 
-    /// Sends a datagram of the control plane's from WireGuard's own socket, so that it gets
-    /// at most `hops` routers far.
-    pub fn send_near(&self, to: SocketAddr, bytes: &[u8], hops: u8) {
-        let udp = self.shared.sockets.of(&to);
-        let sent = udp.map(|udp| udp.send_near(to, bytes, hops));
-        self.shared.note_sent(Route::direct(to), sent.unwrap_or(Ok(())));
+    /// Sends a datagram of the control plane's that way, from a socket, so that it gets at
+    /// most `hops` routers far.
+    pub fn send_near(&self, route: Route, bytes: &[u8], hops: u8) {
+        let send = |udp: &Udp| udp.send_near(route.remote, bytes, hops);
+        let sent = match route.via {
+            Via::Socket => self.shared.sockets.of(&route.remote).map(send),
+            Via::Extra(id) => self.shared.links.load().extras().get(&id).map(|udp| send(udp)),
+            // What a relay sends gets as far as it gets.
+            Via::Relay(_) => None,
+        };
+        self.shared.note_sent(route, sent.unwrap_or(Ok(())));
     }
 
     /// From now on there is this relay: messages of its server come in, and once channels

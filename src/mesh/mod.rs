@@ -715,6 +715,12 @@ impl Mesh {
                 AgentEvent::PathLost => path = Some(None),
                 // The node asks for the narrowest path when it looks.
                 AgentEvent::PathMtu(_) => {}
+                // No turn is given: hard NATs stay with their relay.
+                AgentEvent::WantTurn
+                | AgentEvent::TurnOver
+                | AgentEvent::WantSample
+                | AgentEvent::WantSockets { .. }
+                | AgentEvent::ReleaseSockets { .. } => {}
             }
         }
         let is_first = !peer.has_path;

@@ -220,7 +220,7 @@ impl Node {
     pub(super) fn send(&mut self, transmit: &Transmit, now: Instant) {
         let Transmit { route, payload, dont_fragment, hops } = transmit;
         if let Some(hops) = hops {
-            return self.data.send_near(route.remote, payload, *hops);
+            return self.data.send_near(*route, payload, *hops);
         }
         match (route.via, self.relays.relays()) {
             // What measures a path goes over one that is in use, with a channel.

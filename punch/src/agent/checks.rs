@@ -37,6 +37,8 @@ pub(super) enum What {
     Opener { hops: u8 },
     /// To see whether an IP packet of this size passes whole.
     Size(u16),
+    /// One of many, of which nothing is remembered: to see whether anybody is there.
+    Probe,
 }
 
 impl Agent {
@@ -71,6 +73,7 @@ impl Agent {
         if silent && self.wakes.take(now) {
             self.recheck(now);
         }
+        self.handle_plan(from, request.plan, now);
         self.handle_receipt(from, &request.receipt, now);
         self.handle_call(from, &request.receipt, now);
         let answer = Answer {
@@ -78,6 +81,8 @@ impl Agent {
             clock_ms: self.clock_ms(now),
             mapped: from.remote,
             receipt: self.receipt(from, now),
+            // An answer is no longer than what it answers.
+            plan: request.plan.and_then(|_| self.plan(from)),
         };
         self.transmit(from, What::Check { nominate: false }, &Check::Answer(answer));
         Ok(())
@@ -89,11 +94,17 @@ impl Agent {
         answer: &Answer,
         now: Instant,
     ) -> Result<(), CheckError> {
-        let index = self
-            .in_flight
-            .iter()
-            .position(|sent| sent.id == answer.id && now <= sent.at + ANSWER_WITHIN)
-            .ok_or(CheckError::Unsolicited)?;
+        let waited = |sent: &InFlight| sent.id == answer.id && now <= sent.at + ANSWER_WITHIN;
+        let Some(index) = self.in_flight.iter().position(waited) else {
+            if !self.is_probe(from, &answer.id) {
+                return Err(CheckError::Unsolicited);
+            }
+            // Somebody is there: a check that is remembered tells the rest.
+            if let Some(pair) = self.pair_or_learn(from, CandidateKind::PeerReflexive, now) {
+                pair.heard(now);
+            }
+            return Ok(());
+        };
         if self.in_flight[index].route != from {
             return Err(CheckError::Elsewhere);
         }
@@ -110,6 +121,7 @@ impl Agent {
             self.passed(from, size, now);
         }
         self.note_gain(from, now);
+        self.handle_plan(from, answer.plan, now);
         self.handle_receipt(from, &answer.receipt, now);
         self.select(now);
         let interval = self.rest_interval(from, now);
@@ -148,6 +160,16 @@ impl Agent {
     pub(super) fn send_check(&mut self, to: Route, what: What, now: Instant) {
         let mut id = [0; 12];
         self.rng.fill_bytes(&mut id);
+        self.in_flight.push_back(InFlight { id, route: to, at: now, what });
+        self.send_request(to, what, id, now);
+    }
+
+    /// Sends a check of which nothing is remembered.
+    pub(super) fn send_probe(&mut self, to: Route, what: What, id: [u8; 12], now: Instant) {
+        self.send_request(to, what, id, now);
+    }
+
+    fn send_request(&mut self, to: Route, what: What, id: [u8; 12], now: Instant) {
         // What the peer, where it does not know this end, will learn it as.
         let kind = match to.via {
             Via::Socket | Via::Extra(_) => CandidateKind::PeerReflexive,
@@ -159,8 +181,8 @@ impl Agent {
             priority: Candidate { kind, addr: to.remote }.priority(),
             nominate: what == What::Check { nominate: true },
             receipt: self.receipt(to, now),
+            plan: self.plan(to),
         };
-        self.in_flight.push_back(InFlight { id, route: to, at: now, what });
         self.transmit(to, what, &Check::Request(request));
     }
 
@@ -172,7 +194,7 @@ impl Agent {
         let mut transmit =
             Transmit { route, payload: Vec::new(), dont_fragment: false, hops: None };
         transmit.payload = match what {
-            What::Check { .. } => self.keys.seal(check),
+            What::Check { .. } | What::Probe => self.keys.seal(check),
             What::Opener { hops } => {
                 transmit.hops = Some(hops);
                 self.keys.seal(check)

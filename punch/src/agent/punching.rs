@@ -172,7 +172,7 @@ impl Agent {
         }
     }
 
-    fn has_direct(&self) -> bool {
+    pub(super) fn has_direct(&self) -> bool {
         self.pairs.iter().any(|pair| pair.is_valid() && pair.tier(&self.locals) != Tier::Relayed)
     }
 

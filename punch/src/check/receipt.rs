@@ -1,6 +1,6 @@
 //! What the two nodes tell each other of a way beside the check itself.
 
-use super::{FINGERPRINT_LEN, HEADER_LEN, INTEGRITY_LEN};
+use super::attribute;
 
 /// RECEIPT: what has come in. Three numbers of 32 bits, each the milliseconds since something happened
 /// at the sender, or 0xFFFFFFFF where it never did.
@@ -39,17 +39,7 @@ impl Receipt {
 
     /// Reads the receipt of a message that has verified; none where there is none.
     pub(super) fn read(message: &[u8]) -> Self {
-        let end = message.len().saturating_sub(INTEGRITY_LEN + FINGERPRINT_LEN);
-        let mut rest = message.get(HEADER_LEN..end).unwrap_or_default();
-        while let Some((head, body)) = rest.split_at_checked(4) {
-            let length = usize::from(u16::from_be_bytes([head[2], head[3]]));
-            let Some(value) = body.get(..length) else { break };
-            if head == Self::HEAD {
-                return Self::from_value(value);
-            }
-            rest = body.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-        Self::default()
+        attribute(message, Self::HEAD).map(Self::from_value).unwrap_or_default()
     }
 
     fn from_value(value: &[u8]) -> Self {

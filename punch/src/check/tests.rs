@@ -4,6 +4,7 @@ use data_encoding::HEXLOWER;
 use proptest::prelude::*;
 
 use super::*;
+use crate::nat::{Mapping, NatProfile, PortPattern};
 
 // The key pairs of RFC 7748 §6.1; Alice's public key is the lower one.
 const ALICE: [&str; 2] = [
@@ -21,6 +22,7 @@ const REQUEST: Request = Request {
     priority: 0x6eff_feff,
     nominate: true,
     receipt: Receipt { data_ms: Some(250), any_ms: Some(7), opened_ms: None },
+    plan: None,
 };
 
 fn bytes<const N: usize>(hex: &str) -> [u8; N] {
@@ -34,7 +36,13 @@ fn keys(own: [&str; 2], peer: [&str; 2]) -> CheckKeys {
 
 fn answer() -> Answer {
     let mapped = "203.0.113.5:51820".parse().expect("a literal address");
-    Answer { id: REQUEST.id, clock_ms: REQUEST.clock_ms + 7, mapped, receipt: Receipt::default() }
+    Answer {
+        id: REQUEST.id,
+        clock_ms: REQUEST.clock_ms + 7,
+        mapped,
+        receipt: Receipt::default(),
+        plan: None,
+    }
 }
 
 /// The bytes were made by a program of its own, from this module's tables alone.
@@ -116,6 +124,26 @@ fn a_message_without_integrity_is_refused() {
 static BOTH: LazyLock<(CheckKeys, CheckKeys)> =
     LazyLock::new(|| (keys(ALICE, BOB), keys(BOB, ALICE)));
 
+fn plans() -> impl Strategy<Value = Plan> {
+    let mappings = [Mapping::Unknown, Mapping::Independent, Mapping::Dependent];
+    let ports = prop_oneof![
+        Just(PortPattern::Unknown),
+        Just(PortPattern::Preserving),
+        Just(PortPattern::Random),
+        (1..=i32::from(i16::MAX)).prop_map(|step| PortPattern::Sequential { step: -step }),
+    ];
+    let stages = [Stage::None, Stage::Willing, Stage::Open];
+    let window = (1..=u16::MAX, 1..=Window::MAX).prop_map(|(base, count)| Window { base, count });
+    let nat = (prop::sample::select(mappings.to_vec()), ports);
+    let stage = prop::sample::select(stages.to_vec());
+    (nat, stage, any::<u8>(), prop::option::of(window)).prop_map(
+        |((mapping, ports), stage, number, window)| {
+            let nat = NatProfile { mapping, ports };
+            Plan { nat, stage, number, window }
+        },
+    )
+}
+
 fn checks() -> impl Strategy<Value = Check> {
     let addr = (any::<std::net::IpAddr>(), any::<u16>());
     let ms = prop::option::of(0..u32::MAX);
@@ -124,14 +152,22 @@ fn checks() -> impl Strategy<Value = Check> {
         any_ms,
         opened_ms,
     });
-    let request = (any::<[u8; 12]>(), any::<u64>(), any::<u32>(), any::<bool>(), receipt.clone());
+    let plan = prop::option::of(plans()).boxed();
+    let times = (any::<[u8; 12]>(), any::<u64>());
+    let request = (times, any::<u32>(), any::<bool>(), receipt.clone(), plan.clone());
     prop_oneof![
-        request.prop_map(|(id, clock_ms, priority, nominate, receipt)| {
-            Check::Request(Request { id, clock_ms, priority, nominate, receipt })
+        request.prop_map(|((id, clock_ms), priority, nominate, receipt, plan)| {
+            Check::Request(Request { id, clock_ms, priority, nominate, receipt, plan })
         }),
-        (any::<[u8; 12]>(), any::<u64>(), addr, receipt).prop_map(
-            |(id, clock_ms, addr, receipt)| {
-                Check::Answer(Answer { id, clock_ms, mapped: canonical(addr.into()), receipt })
+        (any::<[u8; 12]>(), any::<u64>(), addr, receipt, plan).prop_map(
+            |(id, clock_ms, addr, receipt, plan)| {
+                Check::Answer(Answer {
+                    id,
+                    clock_ms,
+                    mapped: canonical(addr.into()),
+                    receipt,
+                    plan,
+                })
             }
         ),
     ]

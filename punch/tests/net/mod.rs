@@ -8,6 +8,7 @@
 #![allow(dead_code, unused_imports, reason = "each test binary uses the part that it needs")]
 
 mod gateway;
+mod hard;
 mod relay;
 mod traffic;
 
@@ -120,6 +121,9 @@ pub(crate) struct World {
     /// Each node sends something of WireGuard this long after it last did.
     pub(crate) keepalive: Option<Duration>,
     next_poll: Instant,
+    /// Nodes know their NATs, and try what is hard.
+    pub(crate) hard: bool,
+    samples: Vec<(Instant, HostId, SocketAddr)>,
 }
 
 /// A host; with an agent it is a node.
@@ -160,6 +164,8 @@ impl World {
             mtu: 1500,
             keepalive: None,
             next_poll: start + traffic::POLL,
+            hard: false,
+            samples: Vec::new(),
         }
     }
 
@@ -279,6 +285,9 @@ impl World {
         let mut agent = Agent::new(self.keys(host, peer), seed, self.now, clock_ms);
         agent.set_local_candidates(&self.candidates(host), self.now);
         agent.set_relays(&self.allocations(host), self.now);
+        if self.hard {
+            agent.set_nat(self.profile(host), self.now);
+        }
         self.hosts[host.0].agent = Some(agent);
     }
 
@@ -359,7 +368,8 @@ impl World {
             }
             let timeouts = self.hosts.iter().filter_map(|host| host.agent.as_ref()?.poll_timeout());
             let arrival = self.under_way.peek().map(|Reverse((at, ..))| *at);
-            let next = timeouts.chain(arrival).chain(self.next_traffic()).min();
+            let next = timeouts.chain(arrival).chain(self.next_traffic());
+            let next = next.chain(self.samples.iter().map(|(at, ..)| *at)).min();
             match next.filter(|next| *next <= end) {
                 Some(next) => self.now = self.now.max(next),
                 None => {
@@ -378,6 +388,7 @@ impl World {
                 }
             }
             self.pass_traffic();
+            self.pass_samples();
             let now = self.now;
             for agent in self.hosts.iter_mut().filter_map(|host| host.agent.as_mut()) {
                 if agent.poll_timeout().is_some_and(|at| at <= now) {
@@ -450,15 +461,12 @@ impl World {
 
     fn drain(&mut self) {
         for index in 0..self.hosts.len() {
-            let elapsed = self.elapsed();
+            self.serve_hard(HostId(index));
             let host = &mut self.hosts[index];
             let Some(agent) = &mut host.agent else { continue };
             let mut packets = Vec::new();
             while let Some(transmit) = agent.poll_transmit() {
                 packets.push(transmit);
-            }
-            while let Some(event) = agent.poll_event() {
-                host.events.push((elapsed, event));
             }
             for transmit in packets {
                 let host = &mut self.hosts[index];

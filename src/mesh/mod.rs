@@ -12,6 +12,7 @@ mod lookup;
 mod note;
 pub mod own;
 pub mod roster;
+mod translator;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -24,14 +25,16 @@ use tracing::{info, warn};
 use zonemesh_discovery::{
     advert::{Advert, CandidateKind as Advertised, InstanceRecords, SignedAdvert, is_public},
     identity::PublicKey,
-    nat64::Prefix64,
 };
 use zonemesh_punch::{
     Agent, Candidate, CandidateKind, CheckKeys, Courier, Event as AgentEvent, LocalRelay,
     PairStatus, Route, SelectedPath, Transmit, Username, Via,
 };
 
-use self::roster::{Roster, Said};
+use self::{
+    roster::{Roster, Said},
+    translator::Translator,
+};
 use crate::plan::{Claims, Refusal, Resolved};
 
 /// After how long a session in use is renewed: after two minutes (REKEY_AFTER_TIME) by
@@ -96,7 +99,7 @@ pub struct Mesh {
     note: Option<Vec<u8>>,
     connected: BTreeSet<IpNet>,
     services: Vec<IpAddr>,
-    nat64: Option<Prefix64>,
+    translator: Translator,
     resolved: Resolved,
     /// Every prefix that is routed to a peer.
     routed: BTreeSet<IpNet>,
@@ -177,7 +180,7 @@ impl Mesh {
             note: None,
             connected: BTreeSet::new(),
             services: Vec::new(),
-            nat64: None,
+            translator: Translator::default(),
             resolved: Resolved::default(),
             routed: BTreeSet::new(),
             transmits: VecDeque::new(),
@@ -243,14 +246,6 @@ impl Mesh {
             self.relays = relays.to_vec();
             let relays = self.relays.clone();
             self.each_agent(now, |agent| agent.set_relays(&relays, now));
-        }
-    }
-
-    /// Takes the prefix by which IPv4 is reached, on a host that has IPv6 only.
-    pub fn set_nat64(&mut self, prefix: Option<Prefix64>, now: Instant) {
-        if self.nat64 != prefix {
-            self.nat64 = prefix;
-            self.rearrange(now);
         }
     }
 
@@ -612,6 +607,7 @@ impl Mesh {
         let mut agent = Agent::new(keys, seed, now, self.unix_ms(now));
         agent.set_local_candidates(&self.local, now);
         agent.set_relays(&self.relays, now);
+        self.translator.tell(&mut agent);
         Some((agent, courier))
     }
 
@@ -646,7 +642,7 @@ impl Mesh {
             .filter(|candidate| !self.is_overlay(candidate.addr.ip()))
             .map(|candidate| to_punch(*candidate));
         let both = |candidate: Candidate| {
-            let addr = self.nat64.map(|prefix| prefix.reach(candidate.addr));
+            let addr = self.translator.nat64.map(|prefix| prefix.reach(candidate.addr));
             let translated = addr.filter(|addr| *addr != candidate.addr);
             translated.map(|addr| Candidate { addr, ..candidate }).into_iter().chain([candidate])
         };

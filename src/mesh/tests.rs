@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use zonemesh_discovery::{
     advert::{SignedAdvert, Zone},
     identity::Identity,
+    nat64::Prefix64,
 };
 
 use super::{
@@ -360,4 +361,22 @@ fn a_mesh_without_a_zone_has_its_static_peers() {
     assert_eq!(mesh.overlay_address(&peer), "10.99.0.7".parse().ok());
     assert_eq!(mesh.find(&peer.to_string()), Some(peer));
     assert_eq!(mesh.wire_peers(), [WirePeer { node: peer, endpoint: None, routes }]);
+}
+
+#[test]
+fn through_a_nat64_public_ipv4_candidates_are_reached_by_ipv6_too() {
+    let mut world = World::new(&[&["10.1.0.0/16"], &["10.2.0.0/16"]]);
+    let prefix = Prefix64::new("64:ff9b::".parse().expect("an address"), 96);
+    world.nodes[0].mesh.set_nat64(prefix, world.now);
+    let public: SocketAddr = "198.51.100.7:40000".parse().expect("an address");
+    world.nodes[1].addr = public;
+    world.publish(&[0, 1]);
+    let other = world.nodes[1].key;
+    let remotes = |world: &World| -> BTreeSet<SocketAddr> {
+        world.nodes[0].mesh.pairs(&other).iter().map(|pair| pair.route.remote).collect()
+    };
+    let translated: SocketAddr = "[64:ff9b::c633:6407]:40000".parse().expect("an address");
+    assert_eq!(remotes(&world), BTreeSet::from([public, translated]));
+    world.nodes[0].mesh.set_nat64(None, world.now);
+    assert_eq!(remotes(&world), BTreeSet::from([public]));
 }

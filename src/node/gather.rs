@@ -229,6 +229,7 @@ impl Node {
             GatherEvent::Lifetime(found) => {
                 info!(survived = ?found.survived, lost = ?found.lost, "NAT mapping lifetime");
                 self.gather.lifetime = Some(found);
+                self.mesh.set_mapping_lifetime(Some(found.safe()), now);
             }
             GatherEvent::Nat64(prefix) => {
                 match prefix {
@@ -272,6 +273,7 @@ impl Node {
             let has_nat = !self.gather.known.hosts().any(|ip| self.gather.outside.contains(&ip));
             let servers = servers.take(MEASURE_SERVERS).collect();
             self.gather.measure(servers, has_nat, &self.events);
+            self.mesh.set_mapping_lifetime(None, now);
             // A NAT that has restarted has forgotten its mappings too.
             if !before.is_empty() {
                 self.gather.refresh(&self.events);

@@ -81,11 +81,12 @@ const DOUBTS: u32 = 2;
 /// A pair that answered within this, and owes no answer, is one to move up to.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// How long a pair stays behind all others after WireGuard's packets died on it; twice
-/// as long each time that they do so again, up to an hour, because each try costs the
-/// time until the data plane sees that nothing comes back.
-const SUSPECT_FOR: Duration = Duration::from_secs(120);
-const SUSPECT_DOUBLINGS: u32 = 5;
+/// How long a pair stays behind all others after WireGuard's packets died on it: a fault
+/// that passes is to cost no more than half a minute of a worse path. Twice as long each
+/// time that they die again, up to three quarters of an hour, because each try costs the
+/// time until it is seen that nothing arrives.
+const SUSPECT_FOR: Duration = Duration::from_secs(20);
+const SUSPECT_DOUBLINGS: u32 = 7;
 
 /// How good a way is, best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -317,8 +318,10 @@ impl Pair {
         })
     }
 
-    /// Probing begins anew: something has changed that may let a check through.
+    /// Probing begins anew: something has changed that may let a check through, or checks
+    /// have died as well. Either way what they find next can be believed.
     pub(crate) fn restart(&mut self, now: Instant) {
+        self.suspicion = None;
         self.state = State::Probing { since: now, sent: 0 };
         self.due = Some(now);
         self.round = 0;

@@ -385,7 +385,7 @@ fn data_that_dies_moves_the_path_and_its_return_clears_the_name() {
     }
     let second = world.selected(a).expect("another path").route.remote;
     assert_ne!(first, second);
-    world.run(60 * SECOND);
+    world.run(15 * SECOND);
     assert_eq!(world.selected(a).map(|path| path.route.remote), Some(second));
     assert!(world.agent(a).pairs().any(|pair| pair.suspect && pair.route.remote == first));
     let now = world.now;
@@ -413,8 +413,8 @@ fn a_path_on_which_data_keeps_dying_is_tried_ever_more_seldom() {
             world.agent(host).note_data_dead(now);
         }
     }
-    // After 0, 2, 6, 14, 30, 62 minutes, and then each hour and a bit.
-    assert!((6..=10).contains(&deaths), "{deaths}");
+    // After 0, 20 and 60 seconds, 2, 5, 10, 21 and 43 minutes, and then each 43 minutes.
+    assert!((10..=14).contains(&deaths), "{deaths}");
 }
 
 #[test]

@@ -168,6 +168,15 @@ impl Lab {
         Traffic::read(&self.core)
     }
 
+    /// The packets among them that are WireGuard's data as such: between a relay and its
+    /// client it is wrapped up.
+    ///
+    /// # Errors
+    /// When nft cannot be asked.
+    pub fn wireguard_data(&self) -> Result<Traffic> {
+        Traffic::read_data(&self.core)
+    }
+
     /// Links `device` of `namespace` to the core, and gives the link its number.
     fn attach(&mut self, namespace: &Namespace, device: &'static str) -> Result<u8> {
         let number = u8::try_from(self.attached.len() + 1).context("the core is full")?;

@@ -7,17 +7,29 @@ use serde_json::Value;
 
 use super::namespace::Namespace;
 
-/// Counts the packets of UDP and TCP that a router forwards, pair by pair of addresses.
+/// Counts the packets of UDP and TCP that a router forwards, pair by pair of addresses,
+/// and once more those with nothing around WireGuard's data. Its first four bytes are its
+/// type and three reserved zeros; they follow the eight bytes of UDP's header.
 pub(super) const COUNTERS: &str = "
     table inet count {
       set ipv4 { typeof ip saddr . ip daddr; size 65535; flags dynamic; counter; }
       set ipv6 { typeof ip6 saddr . ip6 daddr; size 65535; flags dynamic; counter; }
+      set data4 { typeof ip saddr . ip daddr; size 65535; flags dynamic; counter; }
+      set data6 { typeof ip6 saddr . ip6 daddr; size 65535; flags dynamic; counter; }
       chain forward {
         type filter hook forward priority filter;
         meta l4proto { tcp, udp } update @ipv4 { ip saddr . ip daddr }
         meta l4proto { tcp, udp } update @ipv6 { ip6 saddr . ip6 daddr }
+        meta l4proto udp @th,64,32 0x04000000 update @data4 { ip saddr . ip daddr }
+        meta l4proto udp @th,64,32 0x04000000 update @data6 { ip6 saddr . ip6 daddr }
       }
     }";
+
+/// The sets of all packets, by family.
+const ALL: [&str; 2] = ["ipv4", "ipv6"];
+
+/// The sets of WireGuard's data, by family.
+const DATA: [&str; 2] = ["data4", "data6"];
 
 /// Packets of UDP and TCP that a router forwarded, by source and destination.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -50,8 +62,18 @@ impl Sum for Count {
 impl Traffic {
     /// What `router` has counted.
     pub(super) fn read(router: &Namespace) -> Result<Self> {
+        Self::read_sets(router, ALL)
+    }
+
+    /// What `router` has counted of WireGuard's data, as far as it is not wrapped up for a
+    /// relay.
+    pub(super) fn read_data(router: &Namespace) -> Result<Self> {
+        Self::read_sets(router, DATA)
+    }
+
+    fn read_sets(router: &Namespace, sets: [&str; 2]) -> Result<Self> {
         let mut traffic = Traffic::default();
-        for set in ["ipv4", "ipv6"] {
+        for set in sets {
             let json = router.run("nft", &["-j", "list", "set", "inet", "count", set])?;
             let json: Value = serde_json::from_str(&json).context("nft prints JSON")?;
             let sets = json["nftables"].as_array().into_iter().flatten();

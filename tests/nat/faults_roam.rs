@@ -10,7 +10,7 @@ use zonemesh::lab::{nat::Kind, net::Site, world::isolated};
 
 use crate::{
     pair::Pair,
-    stage::{JOIN_LIMIT, Stage, Zone},
+    stage::{JOIN_LIMIT, Stage},
 };
 
 /// From a change to traffic by any path.
@@ -92,9 +92,9 @@ fn path_through_nats_that_forget_early_stays_open() {
     });
 }
 
-/// Two nodes with a direct path.
+/// Two nodes with a direct path, and a relay beside it.
 fn pair(kinds: [Kind; 2]) -> Pair {
-    Pair::direct(Stage::new(Zone::Bind), kinds)
+    Pair::direct(Stage::with_relay(), kinds)
 }
 
 fn restart_nat(pair: &mut Pair, index: usize) {

@@ -3,6 +3,7 @@
 
 mod faults;
 mod faults_path;
+mod faults_relay;
 mod faults_roam;
 mod flow;
 mod interop;

@@ -9,6 +9,7 @@ use std::{
 use zonemesh::lab::{
     member::{Member, find_peer},
     nat::Kind,
+    weather::Fault,
 };
 
 use crate::{
@@ -28,12 +29,35 @@ pub(crate) struct Pair {
 
 impl Pair {
     /// Two nodes behind NATs of these kinds that have a direct path.
-    pub(crate) fn direct(mut stage: Stage, kinds: [Kind; 2]) -> Self {
-        let places = [stage.behind("a", kinds[0], LAN_A), stage.behind("b", kinds[1], LAN_B)];
-        let (a, b) = stage.joined(&places[0], &places[1]);
-        let mut pair = Self { stage, places, nodes: [a, b] };
+    pub(crate) fn direct(stage: Stage, kinds: [Kind; 2]) -> Self {
+        let mut pair = Self::behind(stage, kinds, |_, _| ());
         pair.reach("direct", JOIN_LIMIT);
         pair
+    }
+
+    /// Two nodes behind port-restricted NATs that are cut off from each other, so that
+    /// they have a relayed path, and the cut.
+    pub(crate) fn cut_off(stage: Stage) -> (Self, Fault) {
+        let kinds = [Kind::PortRestricted, Kind::PortRestricted];
+        let mut cut = None;
+        let mut pair = Self::behind(stage, kinds, |stage, [left, right]| {
+            cut = Some(stage.setup.lab.cut(left, right).expect("cut"));
+        });
+        pair.reach("relayed", JOIN_LIMIT);
+        (pair, cut.expect("it was cut before they met"))
+    }
+
+    /// Two nodes that have reached each other. `prepare` comes before they start, and
+    /// gets the addresses as which the core will see them.
+    fn behind(
+        mut stage: Stage,
+        kinds: [Kind; 2],
+        prepare: impl FnOnce(&mut Stage, [IpAddr; 2]),
+    ) -> Self {
+        let places = [stage.behind("a", kinds[0], LAN_A), stage.behind("b", kinds[1], LAN_B)];
+        prepare(&mut stage, places.each_ref().map(|place| place.public[0]));
+        let (a, b) = stage.joined(&places[0], &places[1]);
+        Self { stage, places, nodes: [a, b] }
     }
 
     /// The addresses as which the core sees the two.
@@ -76,6 +100,17 @@ impl Pair {
     pub(crate) fn assert_direct(&self) {
         let [a, b] = &self.nodes;
         self.stage.assert_direct((a, &self.places[0]), (b, &self.places[1]));
+    }
+
+    /// The relayed path is a relayed one at the core too.
+    pub(crate) fn assert_relayed(&self) {
+        let [a, b] = &self.nodes;
+        self.stage.assert_relayed((a, &self.places[0]), (b, &self.places[1]));
+    }
+
+    /// Ends a fault at the core.
+    pub(crate) fn end(&mut self, fault: &Fault) {
+        self.stage.setup.lab.end(fault).expect("a fault can be ended");
     }
 
     /// Ends both, as a scenario should.

@@ -11,6 +11,7 @@ use zonemesh::lab::{
     member::{Identity, Member, find_peer},
     nat::Kind,
     net::{Host, Site},
+    relay_server::RelayKind,
     setup::{Family, Setup},
     traffic::{Count, Traffic},
 };
@@ -51,6 +52,13 @@ impl Stage {
     /// A lab whose services are known by their IPv6 addresses.
     pub(crate) fn new_ipv6(zone: Zone) -> Self {
         Self::build(zone, Family::Ipv6)
+    }
+
+    /// A lab with coturn as its relay.
+    pub(crate) fn with_relay() -> Self {
+        let mut stage = Self::new(Zone::Bind);
+        stage.setup.add_relay(RelayKind::Coturn).expect("a relay can be started");
+        stage
     }
 
     fn build(zone: Zone, family: Family) -> Self {
@@ -151,6 +159,30 @@ impl Stage {
             let remote = path["remote"].as_str().unwrap_or_default();
             let remote: SocketAddr = remote.parse().expect("an address and a port");
             assert!(to.1.public.contains(&remote.ip()), "{path}");
+        }
+    }
+
+    /// Two nodes reach each other by way of the relay: every ping and every answer passes
+    /// between the relay and each of them. Between their places' public addresses pass at
+    /// most checks that try whether there is a direct path by now, but no data.
+    pub(crate) fn assert_relayed(&self, a: (&Member, &Place), b: (&Member, &Place)) {
+        let data = || self.setup.lab.wireguard_data().expect("the core counts");
+        let before = data();
+        let traffic = self.traffic_of_pings(a.0, b.0);
+        let pings = 2 * u64::from(PROOF) * ECHO;
+        for (member, place) in [a, b] {
+            let relays = self.setup.relays.iter().flat_map(|(host, _)| &host.addresses);
+            let pairs = relays.flat_map(|relay| place.public.iter().map(move |ip| (*ip, *relay)));
+            let seen: Count = pairs.map(|(ip, relay)| traffic.between(ip, relay)).sum();
+            assert!(seen.bytes >= pings, "{} by relays: {seen:?}: {traffic:?}", member.name());
+        }
+        let pairs = a.1.public.iter().flat_map(|one| b.1.public.iter().map(move |two| (one, two)));
+        let data = data().since(&before);
+        let direct: Count = pairs.map(|(one, two)| data.between(*one, *two)).sum();
+        assert_eq!(direct.packets, 0, "past the relays: {data:?}");
+        for (from, to) in [(a, b), (b, a)] {
+            let path = from.0.peer(to.0.name()).expect("it knows its peer")["path"].clone();
+            assert_eq!(path["kind"], "relayed", "{path}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! A TCP connection through the overlay.
+//! TCP connections through the overlay.
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -24,12 +24,10 @@ pub(crate) struct Stream {
 impl Stream {
     /// Connects one node's host to another's overlay address.
     pub(crate) fn open(from: &Member, to: &Member) -> Self {
-        let address = SocketAddr::new(to.overlay(), PORT);
-        let listener = to.host().namespace.enter(|| TcpListener::bind(address));
-        let listener = listener.expect("the namespace is there").expect("the address is its own");
-        thread::spawn(move || send_back(&listener));
-        let stream = from.host().namespace.enter(|| TcpStream::connect(address));
-        let stream = stream.expect("the namespace is there").expect("the overlay carries TCP");
+        let stream = connect(from, to, |stream| {
+            // How it ends is the near end's business.
+            let _ = io::copy(&mut &stream, &mut &stream);
+        });
         stream.set_read_timeout(Some(READ_WAIT)).expect("it is not zero");
         Self { stream, sent: 0 }
     }
@@ -56,10 +54,38 @@ impl Stream {
     }
 }
 
-/// Takes one connection and sends back what comes, until it is closed.
-fn send_back(listener: &TcpListener) {
-    if let Ok((stream, _)) = listener.accept() {
-        // How it ends is the near end's business.
-        let _ = io::copy(&mut &stream, &mut &stream);
-    }
+/// Sends so many bytes, and tells how long it took until the other end had them all.
+pub(crate) fn transfer(from: &Member, to: &Member, bytes: usize, limit: Duration) -> Duration {
+    let stream = connect(from, to, move |mut stream| {
+        let mut all = vec![0; bytes];
+        if stream.read_exact(&mut all).is_ok() {
+            // That it has them all; who does not wait for it any more does not hear it.
+            let _ = stream.write_all(&[1]);
+        }
+    });
+    let start = Instant::now();
+    stream.set_write_timeout(Some(limit)).expect("it is not zero");
+    (&stream).write_all(&vec![0; bytes]).expect("the bytes get through in time");
+    let left = limit.saturating_sub(start.elapsed()).max(READ_WAIT);
+    stream.set_read_timeout(Some(left)).expect("it is not zero");
+    (&stream).read_exact(&mut [0]).expect("the bytes get through in time");
+    start.elapsed()
+}
+
+/// Connects one node's host to another's overlay address, where `serve` gets the far end.
+fn connect(
+    from: &Member,
+    to: &Member,
+    serve: impl FnOnce(TcpStream) + Send + 'static,
+) -> TcpStream {
+    let address = SocketAddr::new(to.overlay(), PORT);
+    let listener = to.host().namespace.enter(|| TcpListener::bind(address));
+    let listener = listener.expect("the namespace is there").expect("the address is its own");
+    thread::spawn(move || {
+        if let Ok((stream, _)) = listener.accept() {
+            serve(stream);
+        }
+    });
+    let stream = from.host().namespace.enter(|| TcpStream::connect(address));
+    stream.expect("the namespace is there").expect("the overlay carries TCP")
 }

@@ -113,3 +113,96 @@ fn alternates(config: &ServeConfig, listening: &[IpAddr]) -> Vec<Alternates> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Config;
+
+    fn config(text: &str) -> ServeConfig {
+        let text = format!("[serve]\n{text}");
+        let config = Config::parse(Path::new("zonemesh.toml"), &text).expect("a configuration");
+        config.serve.expect("a [serve] section")
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    fn interface(name: &str, addr: &str, prefix_len: u8) -> InterfaceAddress {
+        InterfaceAddress {
+            index: 1,
+            name: name.to_owned(),
+            addr: ip(addr),
+            prefix_len,
+            up: true,
+            loopback: name == "lo",
+            point_to_point: false,
+            multicast: true,
+            tentative: false,
+            deprecated: false,
+            temporary: false,
+        }
+    }
+
+    fn machine() -> Vec<InterfaceAddress> {
+        vec![
+            interface("lo", "127.0.0.1", 8),
+            interface("eth1", "10.0.0.5", 16),
+            interface("eth0", "198.18.1.2", 24),
+            interface("eth0", "2001:db8::2", 64),
+            interface("docker0", "172.17.0.1", 16),
+            interface("zm0", "10.42.1.1", 24),
+        ]
+    }
+
+    fn relay(bind: &str, external: &str) -> RelayAddress {
+        RelayAddress { bind: ip(bind), external: ip(external) }
+    }
+
+    #[test]
+    fn all_addresses_means_the_machine_s_own_with_public_ones_first() {
+        let addresses = Addresses::of(&config("turn = false"), &machine(), Some("zm0"));
+        assert_eq!(
+            addresses.relay,
+            [
+                relay("198.18.1.2", "198.18.1.2"),
+                relay("10.0.0.5", "10.0.0.5"),
+                relay("2001:db8::2", "2001:db8::2"),
+            ]
+        );
+        let own: Vec<String> = addresses.own.iter().map(ToString::to_string).collect();
+        let expected =
+            ["10.0.0.0/16", "198.18.1.0/24", "2001:db8::/64", "172.17.0.0/16", "10.42.1.0/24"];
+        assert_eq!(own, expected, "containers and the overlay are the machine's own, too");
+        assert_eq!(addresses.alternates, [], "there is one public address of each family");
+    }
+
+    #[test]
+    fn a_one_to_one_nat_makes_one_address_look_like_another() {
+        let text = "turn = false\nexternal_address = [\"203.0.113.5\"]";
+        let interfaces = [interface("eth0", "10.0.0.5", 16), interface("eth0", "10.0.0.6", 16)];
+        let addresses = Addresses::of(&config(text), &interfaces, None);
+        assert_eq!(addresses.relay, [relay("10.0.0.5", "203.0.113.5")]);
+        assert_eq!(addresses.alternates, [], "what is private is not told to clients");
+    }
+
+    #[test]
+    fn two_addresses_of_a_family_are_alternates() {
+        let mut interfaces = machine();
+        interfaces.push(interface("eth0", "198.18.1.3", 24));
+        let addresses = Addresses::of(&config("turn = false"), &interfaces, Some("zm0"));
+        let pair = Alternates { ips: [ip("198.18.1.2"), ip("198.18.1.3")], ports: [3478, 3479] };
+        assert_eq!(addresses.alternates, [pair]);
+        // Also private ones, where they are named.
+        let text = "turn = false\nlisten = [\"10.0.0.5:99\", \"10.0.0.6:99\", \"10.0.0.7:98\"]";
+        let addresses = Addresses::of(&config(text), &[], None);
+        let pair = Alternates { ips: [ip("10.0.0.5"), ip("10.0.0.6")], ports: [99, 100] };
+        assert_eq!(addresses.alternates, [pair]);
+        let text = format!("{text}\nrelay_addresses = [\"198.18.7.7\"]");
+        let addresses = Addresses::of(&config(&text), &[], None);
+        assert_eq!(addresses.relay, [relay("198.18.7.7", "198.18.7.7")]);
+    }
+}

@@ -61,3 +61,24 @@ fn bounds(config: &ServeConfig, available: u64) -> Bounds {
     }
     bounds
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn where_files_are_few_there_are_fewer_of_both() {
+        let config = Config::parse(Path::new("zonemesh.toml"), "[serve]\nturn = false");
+        let config = config.expect("a configuration").serve.expect("a [serve] section");
+        let plenty = bounds(&config, 100_000);
+        assert_eq!((plenty.clients.allocations, plenty.connections), (4096, 4096));
+        let few = bounds(&config, 1024);
+        assert_eq!((few.clients.allocations, few.connections), (298, 298));
+        assert!(2 * few.clients.allocations + few.connections + 128 <= 1024);
+        let none = bounds(&config, 0);
+        assert_eq!((none.clients.allocations, none.connections), (1, 1));
+    }
+}

@@ -150,6 +150,18 @@ impl Host {
         due.map(|(_, step)| step.server.clone()).collect()
     }
 
+    /// A server of this transport answers: worse ones wait a little longer. It gives an
+    /// allocation or ends within seconds.
+    pub(super) fn hold(&mut self, transport: Transport, now: Instant) {
+        for step in &mut self.attempt {
+            if let StepState::Waiting(at) = &mut step.state
+                && step.server.transport > transport
+            {
+                *at = (*at).max(now + SPACING);
+            }
+        }
+    }
+
     /// This server is being tried as relay number `id`.
     pub(super) fn running(&mut self, server: &RelayServer, id: u32) {
         if let Some(step) = self.attempt.iter_mut().find(|step| step.server == *server) {

@@ -53,6 +53,12 @@ impl Leg {
         (self.server.transport != Transport::Udp, rtt.unwrap_or(Duration::MAX))
     }
 
+    /// Whether the server answers, but has given no allocation yet.
+    pub(super) fn is_answering(&self) -> bool {
+        let client = self.client.as_ref();
+        client.is_some_and(|client| client.rtt().is_some() && client.relayed().is_none())
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let client = self.client.as_ref().and_then(Client::poll_timeout);
         [client, self.leaving, self.renew].into_iter().flatten().min()

@@ -6,8 +6,8 @@
 //! 1. [`Relays::set_servers`] tells where relays are: *servers*, each one address and
 //!    transport, of which those of one host belong together.
 //! 2. All hosts are tried at once. Of a host's servers those of UDP are asked first,
-//!    those of TCP 600 ms later, those of TLS 600 ms after that, unless one has given an
-//!    allocation by then; the first that does wins, and the others are closed. So a node
+//!    those of TCP 600 ms later, those of TLS 600 ms after that, unless one has answered
+//!    by then; the first that gives an allocation wins, and the others are closed. So a node
 //!    whose firewall lets out nothing but TCP to port 443 has its relayed address within
 //!    three seconds of its start, and one that lets UDP out opens no stream at all.
 //! 3. Once all have answered, or after three seconds, the nearest host by round trip is
@@ -418,6 +418,17 @@ impl Relays {
         for (_, name) in ready.into_iter().take(wanted) {
             if let Some(host) = self.host_mut(&name) {
                 host.begin(now);
+            }
+        }
+        let answering: Vec<_> = self
+            .legs
+            .values()
+            .filter(|leg| leg.is_answering())
+            .map(|leg| (leg.server.host.clone(), leg.server.transport))
+            .collect();
+        for (name, transport) in answering {
+            if let Some(host) = self.host_mut(&name) {
+                host.hold(transport, now);
             }
         }
         // A new ladder's first step is due at once.

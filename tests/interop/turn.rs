@@ -211,6 +211,7 @@ fn an_allocation_that_a_killed_node_left_behind_is_no_obstacle() {
         for _ in 0..2 {
             stage.with_node(&uris, |node| {
                 node.run_until(|node| node.relayed().is_some());
+                assert!(node.died.is_empty(), "{:?}", node.died);
                 // It goes without a word, and the next one has the same port.
             });
         }

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use serde_json::Value;
 use zonemesh::lab::{
     nat::Kind,
     relay_server::{Over, RelayKind},
@@ -29,6 +30,43 @@ fn symmetric_random_meets_symmetric_random_by_a_relay_over_tcp() {
 fn symmetric_random_meets_symmetric_random_by_a_relay_over_tls() {
     isolated("relays::symmetric_random_meets_symmetric_random_by_a_relay_over_tls", || {
         meet_by_relay(Over::Tls);
+    });
+}
+
+/// A node that is told nothing but the zone and the secret finds its relay there, and
+/// again while the zone is away.
+#[test]
+fn relays_are_found_in_the_zone_and_kept() {
+    isolated("relays::relays_are_found_in_the_zone_and_kept", || {
+        let mut stage = Stage::new(Zone::Bind);
+        stage.setup.add_relay(RelayKind::Coturn).expect("a relay can be added");
+        stage.setup.offer_relays(|_| vec![]).expect("the secret is given");
+        let (host, _) = &stage.setup.relays[0];
+        let (ip, zone) = (host.ipv4(), stage.setup.services.zone.clone());
+        stage
+            .setup
+            .nsupdate(&format!(
+                "update add relay.{zone}. 60 A {ip}
+                 update add _turn._udp.{zone}. 60 SRV 0 0 3478 relay.{zone}.
+                 update add _turn._tcp.{zone}. 60 SRV 0 0 3478 relay.{zone}.
+                 send"
+            ))
+            .expect("the zone takes the update");
+        let place = stage.behind("a", Kind::SymmetricRandom, LAN_A);
+        let mut a = stage.start("a", 1, &place.host);
+        let relayed = |status: &Value| {
+            let relay = status["relays"].as_array()?.iter().find(|it| it["state"] == "primary")?;
+            let uri = relay["uri"].as_str()?;
+            assert_eq!(uri, format!("turn:relay.{zone}:3478?transport=udp"));
+            relay["relayed"].as_str().map(str::to_owned)
+        };
+        let first = a.wait_for("its relayed address", JOIN_LIMIT, relayed).expect("it is there");
+        a.kill();
+        stage.setup.stop_zone_server();
+        a.restart().expect("it starts again");
+        let again = a.wait_for("a relayed address", JOIN_LIMIT, relayed).expect("it is there");
+        // The allocation that the killed one left behind is ended, not kept.
+        assert_ne!(first, again);
     });
 }
 

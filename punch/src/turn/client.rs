@@ -6,7 +6,7 @@
 //!    once: first without a credential, to be told realm and nonce, then with it.
 //! 2. [`Event::Allocated`] names the relayed address. Where the server knows an
 //!    allocation of our address and port already (437: this node was started again), it
-//!    is asked once to end that one, and once more for a new one.
+//!    is asked once to end that one, and then for a new one until it is done with that.
 //! 3. For each peer that is to be reached, [`Client::bind`] wants a channel: one
 //!    ChannelBind, which opens the way back as well. It is repeated every four minutes,
 //!    before the permission of five ends. [`Event::Bound`] tells the channel's number,
@@ -73,6 +73,11 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 /// A relay that gives shorter lifetimes cannot make us ask oftener than this.
 const LEAST_KEEPALIVE: Duration = Duration::from_secs(2);
 
+/// How long a server may take to end an allocation of an earlier run, and when it is asked
+/// again meanwhile: coturn says that it has, and does so within a second or two.
+const CLEAR_LIMIT: Duration = Duration::from_secs(4);
+const CLEAR_PAUSE: Duration = Duration::from_millis(400);
+
 /// The most channels that are asked for at a time, so that a start with a thousand
 /// peers is no burst.
 const MAX_BINDS: usize = 20;
@@ -103,8 +108,10 @@ enum Phase {
     Allocating {
         /// The family that is asked for; without one the server decides.
         family: Option<Family>,
-        /// Whether an earlier allocation was ended already.
-        cleared: bool,
+        /// Since when an earlier allocation is being ended, if there was one.
+        clearing: Option<Instant>,
+        /// When to ask again, where the server is not done with that.
+        again: Option<Instant>,
     },
     Allocated {
         relayed: SocketAddr,
@@ -134,7 +141,7 @@ impl Client {
             credentials: config.credentials,
             transport: config.transport,
             rng,
-            phase: Phase::Allocating { family: None, cleared: false },
+            phase: Phase::Allocating { family: None, clearing: None, again: None },
             challenge: None,
             transactions: Vec::new(),
             channels,
@@ -253,6 +260,13 @@ impl Client {
     pub fn handle_timeout(&mut self, now: Instant) {
         self.now = now;
         self.drive(now);
+        if let Phase::Allocating { again, .. } = &mut self.phase
+            && again.is_some_and(|at| at <= now)
+        {
+            *again = None;
+            self.start(Purpose::Allocate, None, now);
+            self.drive(now);
+        }
         if let Phase::Allocated { relayed, refresh, .. } = self.phase {
             if refresh <= now && !self.is_refreshing() {
                 self.start(Purpose::Refresh, None, now);
@@ -287,7 +301,11 @@ impl Client {
             return Some(self.now);
         }
         let requests = self.transactions.iter().map(Transaction::due).min();
-        let Phase::Allocated { refresh, .. } = self.phase else { return requests };
+        let refresh = match self.phase {
+            Phase::Allocated { refresh, .. } => refresh,
+            Phase::Allocating { again, .. } => return requests.into_iter().chain(again).min(),
+            Phase::Ended => return None,
+        };
         let refresh = (!self.is_refreshing()).then_some(refresh);
         let bind = self.channels.poll_timeout().filter(|_| self.binds() < MAX_BINDS);
         [requests, refresh, bind].into_iter().flatten().min()
@@ -447,27 +465,27 @@ impl Client {
         alternate: Option<SocketAddr>,
         now: Instant,
     ) {
-        let allocating = match self.phase {
-            Phase::Allocating { family, cleared } => Some((family, cleared)),
-            _ => None,
-        };
-        let reason = match (asked.purpose, code) {
-            (Purpose::Allocate, 437) if allocating.is_some_and(|(_, cleared)| !cleared) => {
-                let family = allocating.and_then(|(family, _)| family);
-                self.phase = Phase::Allocating { family, cleared: true };
+        let reason = match (asked.purpose, code, &mut self.phase) {
+            (Purpose::Allocate, 437, Phase::Allocating { clearing: clearing @ None, .. }) => {
+                *clearing = Some(now);
                 return self.start(Purpose::Clear, None, now);
             }
+            (Purpose::Allocate, 437, Phase::Allocating { clearing: Some(since), again, .. })
+                if now < *since + CLEAR_LIMIT =>
+            {
+                *again = Some(now + CLEAR_PAUSE);
+                return;
+            }
             // It is gone already.
-            (Purpose::Clear, 437) => return self.start(Purpose::Allocate, None, now),
-            (Purpose::Allocate | Purpose::Clear, 437 | 441) => EndReason::Mismatch,
+            (Purpose::Clear, 437, _) => return self.start(Purpose::Allocate, None, now),
+            (Purpose::Allocate | Purpose::Clear, 437 | 441, _) => EndReason::Mismatch,
             // The server has no IPv4 address, which is what it gives without being told.
-            (Purpose::Allocate, 440) if allocating.is_some_and(|(family, _)| family.is_none()) => {
-                let cleared = allocating.is_some_and(|(_, cleared)| cleared);
-                self.phase = Phase::Allocating { family: Some(Family::V6), cleared };
+            (Purpose::Allocate, 440, Phase::Allocating { family: family @ None, .. }) => {
+                *family = Some(Family::V6);
                 return self.start(Purpose::Allocate, None, now);
             }
-            (Purpose::Refresh | Purpose::Bind(..), 437 | 441) => EndReason::Lost,
-            (Purpose::Bind(peer, _), code) => {
+            (Purpose::Refresh | Purpose::Bind(..), 437 | 441, _) => EndReason::Lost,
+            (Purpose::Bind(peer, _), code, _) => {
                 let reason = match code {
                     403 => RefuseReason::Forbidden,
                     440 | 443 => RefuseReason::Family,
@@ -476,14 +494,14 @@ impl Client {
                 };
                 return self.handle_refused(peer, reason, now);
             }
-            (_, 300) => alternate
+            (_, 300, _) => alternate
                 .map(plain)
                 .filter(is_usable)
                 .map_or(EndReason::Failed(300), EndReason::AlternateServer),
-            (_, 403) => EndReason::Forbidden,
-            (_, 486) => EndReason::Quota,
-            (_, 508) => EndReason::NoCapacity,
-            (_, code) => EndReason::Failed(code),
+            (_, 403, _) => EndReason::Forbidden,
+            (_, 486, _) => EndReason::Quota,
+            (_, 508, _) => EndReason::NoCapacity,
+            (_, code, _) => EndReason::Failed(code),
         };
         self.end(reason);
     }

@@ -71,6 +71,15 @@ pub struct CandidateStatus {
     pub stale_s: Option<u64>,
 }
 
+impl fmt::Display for CandidateStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, address, source, age_s, .. } = self;
+        write!(f, "{kind} {address} by {}, {age_s} s old", printable(source))?;
+        let stale = self.stale_s;
+        stale.map_or(Ok(()), |seconds| write!(f, ", unconfirmed for {seconds} s"))
+    }
+}
+
 /// A router's port mappings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortMappingStatus {
@@ -282,6 +291,9 @@ impl fmt::Display for Status {
         if let Some(port_mapping) = &node.port_mapping {
             writeln!(f, "mapping    {port_mapping}")?;
         }
+        for candidate in &node.candidates {
+            writeln!(f, "candidate  {candidate}")?;
+        }
         if let Some(zone) = zone {
             writeln!(f, "zone       {zone}")?;
         }
@@ -407,7 +419,14 @@ mod tests {
                     ports: "preserving".into(),
                     mapping_lifetime_s: None,
                 },
-                candidates: vec![],
+                candidates: vec![CandidateStatus {
+                    kind: "host".into(),
+                    address: "192.168.1.5:51820".parse().expect("an address"),
+                    source: "eth0".into(),
+                    age_s: 60,
+                    confirmed_s: 0,
+                    stale_s: None,
+                }],
                 port_mapping: None,
             },
             peers: vec![PeerStatus {
@@ -440,6 +459,7 @@ mod tests {
         assert_eq!(json["node"]["nat"]["hairpin"], json!(null));
         assert_eq!(json["node"]["reflexive"], json!(["198.51.100.7:40000"]));
         assert_eq!(json["node"]["addresses"], json!(["10.42.1.1/24"]));
+        assert_eq!(json["node"]["candidates"][0]["source"], "eth0");
         let peer = &json["peers"][0];
         assert_eq!(peer["path"]["kind"], "direct");
         assert_eq!(peer["path"]["local"], "192.168.1.5:51820");
@@ -460,5 +480,6 @@ mod tests {
         let cell: String = rows[1].chars().skip(column).collect();
         assert!(cell.starts_with("direct 198.51.100.8:40001  12.3 ms  3 s ago"), "{cell}");
         assert!(!text.contains('\u{1b}'));
+        assert!(text.contains("candidate  host 192.168.1.5:51820 by eth0, 60 s old\n"), "{text}");
     }
 }

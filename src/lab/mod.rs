@@ -18,6 +18,7 @@ pub mod demo;
 pub mod member;
 pub mod namespace;
 pub mod nat;
+pub mod nat64;
 pub mod net;
 pub mod port_mapper;
 pub mod process;

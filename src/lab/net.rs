@@ -276,6 +276,11 @@ impl Site {
         Traffic::read(&self.router)
     }
 
+    /// The router's address on the LAN.
+    pub fn inner(&self) -> IpAddr {
+        nth(self.lan, 1)
+    }
+
     /// The address as which its hosts appear to the outside.
     pub fn public(&self) -> IpAddr {
         self.uplink.public

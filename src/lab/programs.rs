@@ -23,6 +23,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nsupdate", "bind9-dnsutils"),
     ("openssl", "openssl"),
     ("ping", "iputils-ping"),
+    ("tayga", "tayga"),
     ("tcpdump", "tcpdump"),
     ("turnserver", "coturn"),
     ("turnutils_natdiscovery", "coturn"),

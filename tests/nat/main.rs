@@ -8,6 +8,7 @@ mod faults_roam;
 mod flow;
 mod interop;
 mod lab_command;
+mod nat64;
 mod nats;
 mod netcheck;
 mod pair;

@@ -21,11 +21,11 @@ use zonemesh::lab::{
 pub(crate) const JOIN_LIMIT: Duration = Duration::from_secs(20);
 
 /// How many pings prove a path.
-const PROOF: u32 = 20;
+pub(crate) const PROOF: u32 = 20;
 
 /// The bytes of an echo request or reply as `ping` sends it, with its IP header. In the
 /// tunnel it only gets longer.
-const ECHO: u64 = 84;
+pub(crate) const ECHO: u64 = 84;
 
 /// The prefixes of two sites, where nothing else matters.
 pub(crate) const LAN_A: &str = "192.168.1.0/24";

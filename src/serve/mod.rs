@@ -3,7 +3,7 @@
 //! each other (TURN).
 //!
 //! The pure [`Server`](zonemesh_punch::turn::server::Server) decides; here are the
-//! sockets around it. One thread does all of the relaying (the [`Engine`](engine)): it
+//! sockets around it. One thread does all of the relaying (the engine): it
 //! waits for all sockets at once, those of the clients, one for each relayed address,
 //! and the streams, and moves trains of datagrams from one to another. Beside it a small
 //! runtime watches the machine's addresses and waits for the end.

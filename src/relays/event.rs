@@ -61,8 +61,8 @@ pub struct Settings {
 pub enum Link {
     /// By UDP from WireGuard's own socket. It counts as open at once.
     Udp(SocketAddr),
-    /// A TCP connection; [`Relays::handle_opened`](super::Relays::handle_opened) or [`Relays::handle_closed`](super::Relays::handle_closed)
-    /// follows.
+    /// A TCP connection; [`super::Relays::handle_opened`] or
+    /// [`super::Relays::handle_closed`] follows.
     Tcp(SocketAddr),
     /// The same under TLS, with a certificate for this name.
     Tls(SocketAddr, String),

@@ -126,7 +126,7 @@ pub struct Transmit {
 /// What the shell has to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Bind a socket, and say whether it worked by [`Server::handle_opened`].
+    /// Bind a socket, and say whether it worked by [`super::Server::handle_opened`].
     Open {
         /// For which relayed address.
         relay: RelayId,
@@ -173,7 +173,7 @@ pub enum Forward {
         /// On which channel.
         channel: u16,
     },
-    /// To a client, in Data indications ([`Server::data_indication`]).
+    /// To a client, in Data indications ([`super::Server::data_indication`]).
     Indication {
         /// To whom.
         client: ClientAddr,

@@ -3,14 +3,20 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Instant,
 };
 
 use tokio::{net::UdpSocket, time::sleep_until};
-use zonemesh_discovery::stun::{
-    HairpinTest, LifetimeTest, MappingLifetime, Sample, SampleEvent, Socket,
+use zonemesh_discovery::{
+    nat64::{self, Prefix64},
+    stun::{HairpinTest, LifetimeTest, MappingLifetime, Sample, SampleEvent, Socket},
 };
+
+use crate::netcheck::source_address;
+
+/// An IPv4 address that every host reaches by its default route, if at all (RFC 7050).
+const SOME_IPV4: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 0, 170)), 9);
 
 /// Longer than any answer to such a question.
 const BUFFER: usize = 1500;
@@ -98,6 +104,19 @@ pub async fn mapping_lifetime(server: SocketAddr) -> io::Result<Option<MappingLi
         }
         test.handle_timeout(Instant::now());
     }
+}
+
+/// The prefix by which IPv4 is reached, on a host that has no other way there; `None` on
+/// any other.
+///
+/// # Errors
+/// Why the resolver did not answer.
+pub async fn nat64_prefix() -> Result<Option<Prefix64>, String> {
+    // The kernel knows a way to IPv4: no packet is sent for that.
+    if source_address(SOME_IPV4).is_some() {
+        return Ok(None);
+    }
+    Ok(nat64::discover().await?.first().copied())
 }
 
 /// A socket of the server's family, on a port of the system's choice.

@@ -28,6 +28,7 @@ use self::advice::{Advice, Findings};
 pub use self::report::{RelayReport, Report, Source, StunReport};
 use crate::{
     config::{Config, ZoneConfig},
+    measure,
     rendezvous::STUN_SERVICE,
     status::PortMappingStatus,
 };
@@ -49,10 +50,14 @@ pub fn run(config: &Config, lifetime: bool) -> anyhow::Result<Report> {
         };
         let (servers, source) = servers(config, zone.as_ref()).await?;
         let zone = zone.and_then(Result::ok);
+        // A resolver that does not answer is as good as one that knows no prefix.
+        let nat64 = measure::nat64_prefix().await.unwrap_or_default();
+        let reach = |addr: SocketAddr| nat64.map_or(addr, |prefix| prefix.reach(addr));
+        let servers: Vec<SocketAddr> = servers.into_iter().map(reach).collect();
         let (stun, port_mapping, relays) = tokio::join!(
             stun::check(&servers, source, lifetime),
             port_mapping(config),
-            relays::check(config, zone),
+            relays::check(config, zone, reach),
         );
         let stun = stun?;
         let findings = Findings {
@@ -69,6 +74,7 @@ pub fn run(config: &Config, lifetime: bool) -> anyhow::Result<Report> {
             stun: stun.servers,
             port_mapping,
             relays,
+            nat64: nat64.map(|prefix| prefix.to_string()),
             advice: Advice::of(&findings).to_string(),
         })
     })

@@ -44,9 +44,17 @@ const NAME: &str = "netcheck";
 /// Longer than any message of a relay's that counts here.
 const BUFFER: usize = 2048;
 
-/// Asks all relays that the configuration or the zone names; `None` where there are none.
-pub(super) async fn check(config: &Config, zone: Option<ZoneClient>) -> Option<Vec<RelayReport>> {
+/// Asks all relays that the configuration or the zone names, where they are reached;
+/// `None` where there are none.
+pub(super) async fn check(
+    config: &Config,
+    zone: Option<ZoneClient>,
+    reach: impl Fn(SocketAddr) -> SocketAddr,
+) -> Option<Vec<RelayReport>> {
     let mut servers = servers(config, zone).await;
+    for server in &mut servers {
+        server.addr = reach(server.addr);
+    }
     if servers.is_empty() {
         return None;
     }

@@ -19,6 +19,9 @@ pub struct Report {
     pub port_mapping: Option<PortMappingStatus>,
     /// The relays that were asked; `null` where none is known.
     pub relays: Option<Vec<RelayReport>>,
+    /// The prefix of the NAT64 by which this machine reaches IPv4; `null` where it needs
+    /// none.
+    pub nat64: Option<String>,
     /// One sentence for the firewall's administrator.
     pub advice: String,
 }
@@ -75,6 +78,9 @@ impl fmt::Display for Report {
         let reflexive: Vec<String> = self.reflexive.iter().map(ToString::to_string).collect();
         let reflexive = if reflexive.is_empty() { "-".to_owned() } else { reflexive.join(", ") };
         writeln!(f, "seen as       {reflexive}")?;
+        if let Some(prefix) = &self.nat64 {
+            writeln!(f, "NAT64         {prefix}")?;
+        }
         for server in &self.stun {
             let rtt = server.rtt_ms.map_or("no answer".to_owned(), |rtt| format!("{rtt:.1} ms"));
             writeln!(f, "STUN          {}  {rtt}", server.server)?;

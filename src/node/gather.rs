@@ -2,7 +2,7 @@
 //! socket tells: the tasks that ask, and what the loop does with the answers.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     num::NonZeroU16,
     time::{Duration, Instant},
 };
@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 use zonemesh_discovery::{
     advert::CandidateKind,
     interfaces::{InterfaceAddress, host_candidates},
-    nat64::{self, Prefix64},
+    nat64::Prefix64,
     portmap::{self, PortMap},
     stun::MappingLifetime,
 };
@@ -28,7 +28,6 @@ use crate::{
         gathered::{Gathered, Known, Source},
         to_punch,
     },
-    netcheck::source_address,
     relays::RelayServer,
     status::{CandidateStatus, PortMappingStatus},
 };
@@ -39,9 +38,6 @@ const MEASURE_DELAY: Duration = Duration::from_secs(10);
 
 /// How many STUN servers are tried for a measurement that not every one can show.
 const MEASURE_SERVERS: usize = 3;
-
-/// An IPv4 address that every host reaches by its default route, if at all (RFC 7050).
-const SOME_IPV4: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 0, 170)), 9);
 
 /// The pauses where the resolver does not answer, the first and the longest.
 const NAT64_PAUSE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
@@ -304,16 +300,14 @@ impl Node {
 /// resolver has answered.
 async fn find_nat64() -> Option<Prefix64> {
     let mut pause = NAT64_PAUSE.0;
-    // The kernel knows a way to IPv4: no packet is sent for that.
-    while source_address(SOME_IPV4).is_none() {
-        match nat64::discover().await {
-            Ok(prefixes) => return prefixes.first().copied(),
+    loop {
+        match measure::nat64_prefix().await {
+            Ok(prefix) => return prefix,
             Err(error) => debug!("cannot ask for a NAT64: {error}"),
         }
         sleep(pause).await;
         pause = (pause * 2).min(NAT64_PAUSE.1);
     }
-    None
 }
 
 /// What status calls a kind.

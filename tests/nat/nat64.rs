@@ -37,6 +37,13 @@ fn an_ipv6_only_host_meets_an_ipv4_site_through_its_nat64() {
             (seen.ip() == translator.public()).then_some(())
         })
         .expect("STUN servers are reached through the NAT64");
+        let config = services.folder.join("a/zonemesh.toml");
+        let executable = env!("CARGO_BIN_EXE_zonemesh");
+        let config = config.to_string_lossy();
+        let report = left.host.namespace.run(executable, &["netcheck", "--json", "-c", &config]);
+        let report = report.expect("netcheck reaches the STUN servers too");
+        let prefix = format!("\"nat64\":\"{}\"", translator.prefix());
+        assert!(report.contains(&prefix), "{report}");
         a.wait_for_reply(b.overlay(), JOIN_LIMIT).expect("they reach each other");
         let traffic = stage.traffic_of_pings(&a, &b);
         let between = traffic.between(left.public[0], right.public[0]);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use zonemesh::lab::{
     nat::Kind,
     port_mapper::{PortMapper, Speaks},
@@ -35,6 +36,10 @@ fn symmetric_sites_meet_directly_where_their_routers_map_ports() {
             Some(())
         })
         .expect("the router grants one");
+        let status = a.status().expect("it answers");
+        let own = status["node"]["candidates"].as_array().expect("a list");
+        let mapped = own.iter().find(|own| own["kind"] == "mapped").expect("it is told");
+        assert_eq!((&mapped["source"], &mapped["stale_s"]), (&"PCP".into(), &Value::Null));
         let mut b = stage.start("b", 2, &right.host);
         b.wait_for("its mapping", MAPPED_LIMIT, |status| {
             (status["node"]["port_mapping"]["protocol"] == "UPnP").then_some(())
@@ -61,7 +66,7 @@ fn a_node_that_was_killed_gets_its_mapping_again() {
         let place = stage.behind("a", Kind::SymmetricRandom, LAN_A);
         let _mapper = map(&stage, &place, Speaks::All);
         let mut a = stage.start("a", 1, &place.host);
-        let mapped = |status: &serde_json::Value| {
+        let mapped = |status: &Value| {
             let mapping = &status["node"]["port_mapping"];
             mapping["address"].as_str().map(str::to_owned)
         };

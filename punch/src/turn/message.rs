@@ -25,8 +25,8 @@ use stun_rs::{
             UnknownAttributes, UserName, XorMappedAddress,
         },
         turn::{
-            AdditionalAddressFamily, ChannelNumber, Data, DontFragment, EvenPort, LifeTime,
-            RequestedAddressFamily, RequestedTrasport, ReservationToken, XorPeerAddress,
+            AdditionalAddressFamily, AddressErrorCode, ChannelNumber, Data, DontFragment, EvenPort,
+            LifeTime, RequestedAddressFamily, RequestedTrasport, ReservationToken, XorPeerAddress,
             XorRelayedAddress,
         },
     },
@@ -189,6 +189,9 @@ pub struct Message {
     pub nonce: Option<String>,
     /// ERROR-CODE
     pub failure: Option<Failure>,
+    /// ADDRESS-ERROR-CODE: the family that could not be allocated beside the other, and
+    /// why.
+    pub address_failure: Option<(Family, Failure)>,
     /// UNKNOWN-ATTRIBUTES: which ones the other side did not understand.
     pub unknown: Vec<u16>,
     /// ALTERNATE-SERVER
@@ -337,6 +340,7 @@ impl Message {
             realm: None,
             nonce: None,
             failure: None,
+            address_failure: None,
             unknown: Vec::new(),
             alternate_server: None,
             mapped: None,
@@ -385,6 +389,12 @@ impl Message {
                 let failure =
                     Failure { code: error.error_code(), reason: error.reason().to_owned() };
                 first(&mut self.failure, failure);
+            }
+            StunAttribute::AddressErrorCode(error) => {
+                let (family, error) = (Family::from_stun(error.family()), error.error_code());
+                let failure =
+                    Failure { code: error.error_code(), reason: error.reason().to_owned() };
+                first(&mut self.address_failure, (family, failure));
             }
             StunAttribute::UnknownAttributes(list) => {
                 self.unknown.extend_from_slice(list.attributes());
@@ -442,6 +452,10 @@ impl Message {
         if let Some(failure) = &self.failure {
             let code = stun_rs::ErrorCode::new(failure.code, &failure.reason);
             attribute!(ErrorCode::new(code.map_err(|_| EncodeError)?));
+        }
+        if let Some((family, failure)) = &self.address_failure {
+            let code = stun_rs::ErrorCode::new(failure.code, &failure.reason);
+            attribute!(AddressErrorCode::new(family.to_stun(), code.map_err(|_| EncodeError)?));
         }
         if !self.unknown.is_empty() {
             let mut list = UnknownAttributes::default();
@@ -508,7 +522,8 @@ impl Message {
         let variable = self.data.as_ref().map_or(0, Vec::len)
             + ADDRESS_LEN * (self.peers.len() + self.relayed.len())
             + 2 * self.unknown.len()
-            + self.failure.as_ref().map_or(0, |failure| failure.reason.len());
+            + self.failure.as_ref().map_or(0, |failure| failure.reason.len())
+            + self.address_failure.as_ref().map_or(0, |(_, failure)| failure.reason.len());
         let mut bytes = vec![0; ATTRIBUTES_LEN + variable];
         let length = MessageEncoder::default()
             .encode(&mut bytes, &builder.build())

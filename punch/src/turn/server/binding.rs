@@ -3,7 +3,7 @@
 //!
 //! Anybody may ask, so an answer must not be worth asking for in somebody else's name.
 //! An answer to a request of 20 bytes has 32 (IPv4) or 44 (IPv6), and where there is a
-//! second address 56 or 92: with the headers below at most 1.9 times the request. An
+//! second address 56 or 92: with the headers below at most 2.1 times the request. An
 //! answer that shall go elsewhere (RESPONSE-PORT) stays at the address that asked, and
 //! PADDING, which would be answered by as much, is refused.
 

@@ -38,7 +38,7 @@ impl Server {
         self.inward(relay, peer, load, now).inspect(|_| self.counters.relayed += load)
     }
 
-    /// A Data indication that carries what came from a peer (RFC 8656 §11.6). `None`
+    /// A Data indication that carries what came from a peer (RFC 8656 §11.3). `None`
     /// where it is longer than a message can be.
     pub fn data_indication(&mut self, peer: PeerAddr, payload: &[u8]) -> Option<Vec<u8>> {
         let indication = Message {

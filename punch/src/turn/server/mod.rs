@@ -215,7 +215,7 @@ impl Server {
         self.finish_allocate(relay.slot, now);
     }
 
-    /// Tells that a client's connection has ended (RFC 8656 §3.1): its allocation goes.
+    /// Tells that a client's connection has ended (RFC 8656 §2): its allocation goes.
     pub fn handle_disconnect(&mut self, client: &ClientAddr) {
         if let Some(slot) = self.clients.get(client) {
             self.remove(*slot);

@@ -115,6 +115,12 @@ impl Server {
             Some(UDP) => {}
             Some(_) => return Err(UNSUPPORTED_TRANSPORT),
         }
+        let family = request.requested_family.or(request.additional_family);
+        if request.reservation_token.is_some() && (request.even_port.is_some() || family.is_some())
+            || request.even_port == Some(true) && request.additional_family.is_some()
+        {
+            return Err(BAD_REQUEST);
+        }
         // Nothing is ever reserved, so there is no token that names anything.
         if request.reservation_token.is_some() || request.even_port == Some(true) {
             return Err(INSUFFICIENT_CAPACITY);
@@ -213,8 +219,19 @@ impl Server {
         let Some(Some(allocation)) = self.slots.get(slot as usize) else { return };
         let client = allocation.client;
         let relayed = [Family::V4, Family::V6].into_iter().filter_map(|f| allocation.relayed(f));
+        // Of two that were asked for, the one that there is not (RFC 8656 §7.2).
+        let missing = [Family::V4, Family::V6]
+            .into_iter()
+            .find(|f| matches!(allocation.relayed.of(*f), Some(Relayed::Failed)));
+        let missing = missing.map(|family| {
+            let none = self.address(family, &client).is_none();
+            let Code(code, reason) =
+                if none { FAMILY_NOT_SUPPORTED } else { INSUFFICIENT_CAPACITY };
+            (family, Failure { code, reason: reason.to_owned() })
+        });
         let answer = Message {
             relayed: relayed.collect(),
+            address_failure: missing,
             mapped: Some(client.remote),
             lifetime: Some(seconds(allocation.until.saturating_duration_since(now))),
             ..success(request)

@@ -350,6 +350,20 @@ fn an_allocation_may_have_both_families() {
 }
 
 #[test]
+fn of_two_families_the_one_that_is_missing_is_named() {
+    let mut config = config();
+    config.addresses.truncate(1);
+    let mut world = World::new(config);
+    let answer = world.ask(client(1), |request| {
+        request.requested_transport = Some(UDP);
+        request.additional_family = Some(Family::V6);
+    });
+    assert!(answer.relayed.len() == 1 && answer.relayed[0].is_ipv4(), "{answer:?}");
+    let missing = answer.address_failure.map(|(family, failure)| (family, failure.code));
+    assert_eq!(missing, Some((Family::V6, 440)));
+}
+
+#[test]
 fn a_port_that_is_taken_costs_another_try_and_no_port_at_all_an_error() {
     let mut world = World::new(config());
     world.taken = (50_000..=50_999).filter(|port| port % 8 != 0).collect();

@@ -19,7 +19,7 @@ pub enum ClientTransport {
     Tls,
 }
 
-/// The five-tuple by which a client is known (RFC 8656 §3.1).
+/// The five-tuple by which a client is known (RFC 8656 §2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientAddr {
     /// How it is connected.

@@ -9,6 +9,9 @@
 //! stun-rs does the attributes. The signature is verified here, since stun-rs neither
 //! requires MESSAGE-INTEGRITY nor compares it in constant time.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},

@@ -1,6 +1,6 @@
 //! What `zonemesh netcheck` says beside a node that runs.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use serde_json::Value;
 use zonemesh::lab::{
@@ -13,6 +13,9 @@ use zonemesh::lab::{
 };
 
 use crate::stage::{LAN_A, Stage, Zone, finish};
+
+/// How long a node may take: it rests for 10 s, and then tries 30, 15 and 10 s.
+const LIFETIME_LIMIT: Duration = Duration::from_secs(120);
 
 #[test]
 fn a_symmetric_nat_that_maps_ports_and_every_way_to_a_relay_are_told() {
@@ -65,6 +68,23 @@ fn blocked_udp_is_told_and_what_still_works() {
             assert_eq!(way["error"].is_string(), is_udp, "{report}");
         }
         assert!(report["advice"].as_str().is_some_and(|text| text.contains("let UDP out")));
+        finish([a]);
+    });
+}
+
+/// A node measures in the background what `netcheck --lifetime` does at once.
+#[test]
+fn the_lifetime_of_a_mapping_is_told_by_status() {
+    isolated("netcheck::the_lifetime_of_a_mapping_is_told_by_status", || {
+        let mut stage = Stage::new(Zone::Bind);
+        let place = stage.behind("a", Kind::ShortLived, LAN_A);
+        let mut a = stage.start("a", 1, &place.host);
+        let told = |status: &Value| status["node"]["nat"]["mapping_lifetime_s"].as_u64();
+        let told = a.wait_for("the lifetime", LIFETIME_LIMIT, told).expect("it is measured");
+        // Of the times that are tried, the longest that is survived.
+        assert_eq!(told, 10);
+        let status = a.status().expect("it answers");
+        assert_eq!(status["node"]["nat"]["hairpin"], false, "{status}");
         finish([a]);
     });
 }

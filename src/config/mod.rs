@@ -55,6 +55,9 @@ pub struct Config {
     pub mdns: MdnsConfig,
     /// `[portmap]`: whether to ask the router for a port mapping.
     pub portmap: bool,
+    /// `[punch]`: whether to try NATs that ordinary checks do not pass, by predicting
+    /// ports and with many sockets.
+    pub hard_nats: bool,
     /// `[stun]`: the servers; where empty, the zone's SRV records name them.
     pub stun_servers: Vec<SocketAddr>,
     /// `[relay]`

@@ -50,6 +50,7 @@ pub(super) fn config(file: &Path, text: &str) -> Result<Config> {
     let zone = root.take("zone").map(|item| zone(item.section()?, &mut warnings)).transpose()?;
     let mdns = mdns(root.section("mdns")?)?;
     let portmap = portmap(root.section("portmap")?)?;
+    let hard_nats = punch(root.section("punch")?)?;
     let stun_servers = stun(root.section("stun")?)?;
     let relay = relay(root.section("relay")?, &mut warnings)?;
     let control_socket = control(root.section("control")?, base, &interface.name)?;
@@ -71,6 +72,7 @@ pub(super) fn config(file: &Path, text: &str) -> Result<Config> {
         zone,
         mdns,
         portmap,
+        hard_nats,
         stun_servers,
         relay,
         serve,
@@ -186,6 +188,12 @@ fn mdns(mut section: Section<'_>) -> Result<MdnsConfig> {
     };
     section.finish()?;
     Ok(MdnsConfig { enabled, interfaces })
+}
+
+fn punch(mut section: Section<'_>) -> Result<bool> {
+    let hard_nats = section.take("hard_nats").map_or(Ok(true), |item| item.boolean())?;
+    section.finish()?;
+    Ok(hard_nats)
 }
 
 fn portmap(mut section: Section<'_>) -> Result<bool> {

@@ -13,6 +13,7 @@ mod note;
 pub mod own;
 pub mod roster;
 mod translator;
+mod turns;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -34,6 +35,7 @@ use zonemesh_punch::{
 use self::{
     roster::{Roster, Said},
     translator::Translator,
+    turns::Turns,
 };
 use crate::plan::{Claims, Refusal, Resolved};
 
@@ -80,6 +82,8 @@ pub struct Settings {
     pub overlay: Vec<IpNet>,
     /// The static peers and their prefixes.
     pub fixed: Vec<(PublicKey, Vec<IpNet>)>,
+    /// Whether NATs are tried that ordinary checks do not pass.
+    pub hard: bool,
     /// Where each agent's randomness starts.
     pub seed: [u8; 32],
 }
@@ -95,6 +99,7 @@ pub struct Mesh {
     next_sweep: Instant,
     local: Vec<Candidate>,
     relays: Vec<LocalRelay>,
+    turns: Turns,
     /// This node's advert, as it is handed to members.
     note: Option<Vec<u8>>,
     connected: BTreeSet<IpNet>,
@@ -125,6 +130,24 @@ pub enum MeshEvent {
     },
     /// A handshake with this member is due.
     Handshake(PublicKey),
+    /// A STUN server is to be asked from a fresh socket, after any that were asked for:
+    /// [`Mesh::handle_sample`] takes what it saw.
+    WantSample(PublicKey),
+    /// Fresh sockets are to be opened for this member in place of those that it has:
+    /// [`Mesh::set_extra`] takes their numbers.
+    WantSockets {
+        /// The member.
+        node: PublicKey,
+        /// How many.
+        count: u16,
+    },
+    /// The further sockets of this member are to be closed.
+    ReleaseSockets {
+        /// The member.
+        node: PublicKey,
+        /// But for this one, which its path uses.
+        keep: Option<u32>,
+    },
 }
 
 /// What became of a datagram that looked like a check.
@@ -177,6 +200,7 @@ impl Mesh {
             next_sweep: now + SWEEP,
             local: Vec::new(),
             relays: Vec::new(),
+            turns: Turns::default(),
             note: None,
             connected: BTreeSet::new(),
             services: Vec::new(),
@@ -523,6 +547,7 @@ impl Mesh {
             self.set_deadline(&node, None);
             self.peers.remove(&node);
             self.usernames.retain(|_, owner| *owner != node);
+            self.turns.end(&node);
             info!(peer = %node, "forgotten: neither advertised nor heard");
         }
         let fixed: Vec<PublicKey> = self.settings.fixed.iter().map(|(node, _)| *node).collect();
@@ -607,7 +632,8 @@ impl Mesh {
         let mut agent = Agent::new(keys, seed, now, self.unix_ms(now));
         agent.set_local_candidates(&self.local, now);
         agent.set_relays(&self.relays, now);
-        self.translator.tell(&mut agent);
+        agent.set_hard(self.settings.hard, now);
+        self.translator.tell(&mut agent, now);
         Some((agent, courier))
     }
 
@@ -704,19 +730,20 @@ impl Mesh {
         while let Some(transmit) = agent.poll_transmit() {
             self.transmits.push_back(transmit);
         }
-        let mut path = None;
+        let (mut path, mut released) = (None, None);
         while let Some(event) = agent.poll_event() {
             match event {
                 AgentEvent::PathSelected(selected) => path = Some(Some(selected.route)),
                 AgentEvent::PathLost => path = Some(None),
                 // The node asks for the narrowest path when it looks.
                 AgentEvent::PathMtu(_) => {}
-                // No turn is given: hard NATs stay with their relay.
-                AgentEvent::WantTurn
-                | AgentEvent::TurnOver
-                | AgentEvent::WantSample
-                | AgentEvent::WantSockets { .. }
-                | AgentEvent::ReleaseSockets { .. } => {}
+                AgentEvent::WantTurn => self.turns.want(*node),
+                AgentEvent::TurnOver => self.turns.end(node),
+                AgentEvent::WantSample => self.events.push_back(MeshEvent::WantSample(*node)),
+                AgentEvent::WantSockets { count } => {
+                    self.events.push_back(MeshEvent::WantSockets { node: *node, count });
+                }
+                AgentEvent::ReleaseSockets { keep } => released = Some(keep),
             }
         }
         let is_first = !peer.has_path;
@@ -748,7 +775,12 @@ impl Mesh {
                 self.events.push_back(MeshEvent::Handshake(*node));
             }
         }
+        // After the path: what it uses is kept.
+        if let Some(keep) = released {
+            self.events.push_back(MeshEvent::ReleaseSockets { node: *node, keep });
+        }
         self.set_deadline(node, deadline);
+        self.grant_turn(now);
     }
 
     fn set_deadline(&mut self, node: &PublicKey, deadline: Option<Instant>) {

@@ -67,6 +67,7 @@ impl World {
                 routes,
                 overlay: vec![],
                 fixed: vec![],
+                hard: true,
                 seed: [n; 32],
             };
             let roster = Roster::new(zone(), key, Trust::Zone, vec![]);
@@ -131,7 +132,7 @@ impl World {
                             node.paths.insert(peer, route);
                         }
                         MeshEvent::Handshake(peer) => node.initiates.push(peer),
-                        MeshEvent::Peers => {}
+                        _ => {}
                     }
                 }
             }
@@ -353,6 +354,7 @@ fn a_mesh_without_a_zone_has_its_static_peers() {
         routes: vec![],
         overlay: vec![],
         fixed: vec![(peer, vec![net("10.99.0.7/32")])],
+        hard: true,
         seed: [0; 32],
     };
     let mut mesh = Mesh::new(settings, None, now, SystemTime::now());

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use zonemesh_discovery::nat64::Prefix64;
-use zonemesh_punch::Agent;
+use zonemesh_punch::{Agent, NatProfile};
 
 use super::Mesh;
 
@@ -15,11 +15,14 @@ pub(super) struct Translator {
     pub(super) nat64: Option<Prefix64>,
     /// How long the NAT keeps an idle mapping for sure.
     lifetime: Option<Duration>,
+    /// How the NAT maps.
+    nat: NatProfile,
 }
 
 impl Translator {
     /// Tells an agent that is new.
-    pub(super) fn tell(self, agent: &mut Agent) {
+    pub(super) fn tell(self, agent: &mut Agent, now: Instant) {
+        agent.set_nat(self.nat, now);
         agent.set_mapping_lifetime(self.lifetime);
     }
 }
@@ -30,6 +33,14 @@ impl Mesh {
         if self.translator.nat64 != prefix {
             self.translator.nat64 = prefix;
             self.rearrange(now);
+        }
+    }
+
+    /// Takes how the NAT maps.
+    pub fn set_nat(&mut self, nat: NatProfile, now: Instant) {
+        if self.translator.nat != nat {
+            self.translator.nat = nat;
+            self.each_agent(now, |agent| agent.set_nat(nat, now));
         }
     }
 

@@ -10,9 +10,11 @@
 //! adverts are withdrawn, threads joined, and the device goes with the process.
 
 mod gather;
+mod hard;
 mod mtu;
 mod relays;
 mod report;
+mod sockets;
 mod start;
 
 use std::{
@@ -54,8 +56,8 @@ use crate::{
     tunnel::PresharedKey,
 };
 
-use self::{gather::Gather, mtu::Mtu, relays::RelayKeeper};
-pub use self::{gather::GatherEvent, relays::RelayEvent, report::Echoed};
+use self::{gather::Gather, hard::Hard, mtu::Mtu, relays::RelayKeeper};
+pub use self::{gather::GatherEvent, hard::HardEvent, relays::RelayEvent, report::Echoed};
 
 /// Events that wait for the loop. A source that finds the queue full waits, and with
 /// it only itself.
@@ -102,6 +104,8 @@ pub enum Event {
     Gathered(GatherEvent),
     /// From the tasks around the relays.
     Relay(RelayEvent),
+    /// From what was opened against hard NATs.
+    Hard(HardEvent),
 }
 
 /// Runs a node until SIGINT or SIGTERM.
@@ -178,6 +182,7 @@ struct Node {
     /// This node's own candidates.
     gather: Gather,
     relays: RelayKeeper,
+    hard: Hard,
     /// The clocks, as they were read last.
     clocks: (Instant, SystemTime),
     zone: ZoneState,
@@ -225,6 +230,7 @@ impl Node {
             Event::Control(control) => self.handle_control(control),
             Event::Echoed(echoed) => self.handle_echoed(echoed),
             Event::Gathered(event) => self.handle_gathered(event, now),
+            Event::Hard(event) => self.handle_hard(event, now),
             Event::Relay(event) => self.handle_relay_event(event, now),
         }
     }
@@ -432,10 +438,15 @@ impl Node {
                 }
                 StunEvent::ServerAnswered { server } => info!(%server, "STUN server answers"),
                 StunEvent::ServerSilent { server } => warn!(%server, "STUN server does not answer"),
-                StunEvent::Behaviour(behaviour) => info!(
-                    mapping = %behaviour.mapping, filtering = %behaviour.filtering, "NAT behaviour"
-                ),
-                StunEvent::Ports(ports) => info!(%ports, "NAT port pattern"),
+                StunEvent::Behaviour(behaviour) => {
+                    let (mapping, filtering) = (behaviour.mapping, behaviour.filtering);
+                    info!(%mapping, %filtering, "NAT behaviour");
+                    self.tell_nat(now);
+                }
+                StunEvent::Ports(ports) => {
+                    info!(%ports, "NAT port pattern");
+                    self.tell_nat(now);
+                }
             }
         }
         self.settle_relays(now);
@@ -453,11 +464,15 @@ impl Node {
         // A path needs its peer to be there first.
         if peers_changed {
             self.publish_peers();
+            self.forget_sockets(now);
             self.due.save.get_or_insert(now + SAVE_DELAY);
         }
         for event in others {
             match event {
                 MeshEvent::Path { node, route } => {
+                    if let Some(Route { via: Via::Extra(id), .. }) = route {
+                        self.hand_over(node, id);
+                    }
                     self.data.set_path(&node, route);
                     if route.is_none() {
                         self.handle_path_lost(now);
@@ -466,6 +481,9 @@ impl Node {
                 MeshEvent::Handshake(node) => {
                     self.data.initiate(&node);
                 }
+                MeshEvent::WantSample(node) => self.take_sample(node),
+                MeshEvent::WantSockets { node, count } => self.open_sockets(node, count, now),
+                MeshEvent::ReleaseSockets { node, keep } => self.release_sockets(&node, keep, now),
                 MeshEvent::Peers => {}
             }
         }

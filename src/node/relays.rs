@@ -219,6 +219,9 @@ impl Node {
     /// then it asks for the channel.
     pub(super) fn send(&mut self, transmit: &Transmit, now: Instant) {
         let Transmit { route, payload, dont_fragment, hops } = transmit;
+        if self.send_fresh(transmit) {
+            return;
+        }
         if let Some(hops) = hops {
             return self.data.send_near(*route, payload, *hops);
         }

@@ -20,6 +20,7 @@ use zonemesh_discovery::{
 
 use super::{
     Due, Event, GATHER_LIMIT, Gather, HEARD_INTERVAL, Node, QUEUE, ZoneState,
+    hard::Hard,
     mtu::{self, Mtu},
     relays::RelayKeeper,
 };
@@ -83,6 +84,7 @@ impl Node {
             routes: routes.clone(),
             overlay: config.interface.addresses.iter().map(IpNet::trunc).collect(),
             fixed: config.peers.iter().map(|peer| (peer.public_key, peer.routes.clone())).collect(),
+            hard: config.hard_nats,
             seed: rand::random(),
         };
         let mut mesh = Mesh::new(settings, roster, now, wall);
@@ -108,6 +110,7 @@ impl Node {
             stun,
             own,
             relays,
+            hard: Hard::new(sender.clone()),
             rendezvous: None,
             mdns: None,
             lan_interfaces: Vec::new(),

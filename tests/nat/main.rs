@@ -6,6 +6,7 @@ mod faults_path;
 mod faults_relay;
 mod faults_roam;
 mod flow;
+mod hard;
 mod interop;
 mod lab_command;
 mod nat64;

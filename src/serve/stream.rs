@@ -31,8 +31,9 @@ const MAX_WAITING: usize = 256 << 10;
 const FOR_ANSWERS: usize = 8 << 10;
 
 /// How many reads are done at a time, so that one stream does not keep others waiting.
-const READS: usize = 4;
-const READ_LEN: usize = 64 << 10;
+/// Under TLS each is one of some KB.
+const READS: usize = 8;
+const READ_LEN: usize = 32 << 10;
 
 /// Bytes of one TLS record (RFC 8446 §5.1).
 const RECORD_LEN: usize = 16 << 10;
@@ -116,10 +117,9 @@ impl Stream {
     /// more, but what came before counts.
     pub(super) fn read(&mut self) -> Result<bool, Ended> {
         for _ in 0..READS {
-            let before = self.inbound.len();
             match self.read_once() {
                 Ok(0) => return Ok(true),
-                Ok(_) if self.inbound.len() - before < READ_LEN / 2 => break,
+                Ok(_) if self.inbound.len() > MAX_FRAME + READ_LEN => break,
                 Ok(_) => {}
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => break,
@@ -229,7 +229,7 @@ impl Stream {
             tls.write_tls(&mut self.socket)?;
             return Ok(true);
         }
-        if waiting.is_empty() || tls.is_handshaking() {
+        if waiting.is_empty() {
             return Ok(false);
         }
         let chunk = &waiting[..waiting.len().min(RECORD_LEN)];

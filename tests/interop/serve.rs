@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    io::{self, Read, Write},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     process::Command,
     thread,
     time::{Duration, Instant, SystemTime},
@@ -47,6 +48,8 @@ fn zonemesh_relays_for_coturn_s_client_over_udp() {
         // With DONT-FRAGMENT, and an IPv6 address beside (ADDITIONAL-ADDRESS-FAMILY).
         stage.assert_relays(Over::Udp, &["-s", "-g"]);
         stage.assert_relays(Over::Udp, &["-Z"]);
+        // An IPv6 address alone.
+        stage.assert_relays(Over::Udp, &["-x"]);
     });
 }
 
@@ -193,6 +196,44 @@ fn a_flood_of_junk_does_not_keep_clients_from_zonemesh() {
 }
 
 #[test]
+fn zonemesh_ends_streams_of_rubbish_and_takes_no_more_than_it_may() {
+    isolated("serve::zonemesh_ends_streams_of_rubbish_and_takes_no_more_than_it_may", || {
+        let more = "[serve.limits]\nconnections_per_source = 3\n";
+        let stage = Stage::with(RelayKind::Zonemesh, more);
+        // No more than a header that promises more than a stranger may send, or part of a
+        // message: there is nothing to answer.
+        for (port, rubbish) in [
+            (3478, &b"GET / HTTP/1.1\r\n\r\n"[..]),
+            (3478, b"\x00\x03\xff\xfc"),
+            (5349, b"SSH-2.0-OpenSSH_9.2\r\n"),
+        ] {
+            let mut stream = stage.stream(port);
+            stream.write_all(rubbish).expect("written");
+            assert!(is_ended(&mut stream), "{rubbish:?}");
+        }
+        let mut kept: Vec<TcpStream> = (0..3).map(|_| stage.stream(3478)).collect();
+        assert!(is_ended(&mut stage.stream(3478)), "the fourth from one address");
+        // A request in two pieces is answered, on a stream that was there before.
+        let request = Message::new(Method::Binding, Class::Request, [9; 12]);
+        let request = request.encode(None).expect("written");
+        for piece in [&request[..7], &request[7..]] {
+            kept[0].write_all(piece).expect("written");
+            thread::sleep(Duration::from_millis(50));
+        }
+        let mut answer = [0; 32];
+        kept[0].read_exact(&mut answer).expect("answered");
+        let answer = Message::parse(&answer).expect("a message");
+        assert_eq!(answer.mapped, kept[0].local_addr().ok());
+        // Who goes makes room.
+        drop(kept.pop());
+        let start = Instant::now();
+        while is_ended(&mut stage.stream(3478)) {
+            assert!(start.elapsed() < LIMIT, "there is no room again");
+        }
+    });
+}
+
+#[test]
 fn a_node_serves_beside_its_own_work_and_ends_well() {
     isolated("serve::a_node_serves_beside_its_own_work_and_ends_well", || {
         let home = TempDir::new().expect("a folder");
@@ -248,6 +289,19 @@ fn addr(text: &str) -> SocketAddr {
     text.parse().expect("an address")
 }
 
+/// Whether the other side ends a stream, at once as a rule.
+fn is_ended(stream: &mut TcpStream) -> bool {
+    let mut alert = [0; 64];
+    loop {
+        match stream.read(&mut alert) {
+            Ok(0) => return true,
+            // What is wrong, told under TLS.
+            Ok(_) => {}
+            Err(error) => return error.kind() == io::ErrorKind::ConnectionReset,
+        }
+    }
+}
+
 fn socket_at(host: &Host, ip: IpAddr) -> UdpSocket {
     let bind = || UdpSocket::bind((ip, 0));
     let socket = host.namespace.enter(bind).expect("the namespace").expect("a socket");
@@ -286,6 +340,15 @@ impl Stage {
 
     fn client_socket(&self) -> UdpSocket {
         socket_at(&self.client, self.client.ipv4())
+    }
+
+    fn stream(&self, port: u16) -> TcpStream {
+        let server = SocketAddr::new(self.relay.addresses()[0], port);
+        let connect = || TcpStream::connect(server);
+        let stream = self.client.namespace.enter(connect).expect("the namespace");
+        let stream = stream.expect("it is listened there");
+        stream.set_read_timeout(Some(Duration::from_secs(1))).expect("a time");
+        stream
     }
 
     /// Somebody to relay to.

@@ -178,10 +178,14 @@ impl Agent {
         }
     }
 
-    /// A pair that was better is looked at again soon.
+    /// A pair that was better is looked at again soon, and so is the selected one: what was
+    /// measured of it may be old, of a busier time.
     pub(super) fn confirm_gain(&mut self, now: Instant) {
-        if let Some(pair) = self.gaining.and_then(|(route, _)| self.pair_mut(route)) {
-            pair.ask_again(now + GAIN_AGAIN);
+        let Some((gaining, _)) = self.gaining else { return };
+        for route in [Some(gaining), self.selected].into_iter().flatten() {
+            if let Some(pair) = self.pair_mut(route) {
+                pair.ask_again(now + GAIN_AGAIN);
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use tokio::{net::UdpSocket, time::sleep_until};
 use zonemesh_discovery::{
     nat64::{self, Prefix64},
-    stun::{HairpinTest, LifetimeTest, MappingLifetime, Sample, SampleEvent, Socket},
+    stun::{HairpinTest, LifetimeTest, MappingLifetime, Socket},
 };
 
 use crate::netcheck::source_address;
@@ -20,33 +20,6 @@ const SOME_IPV4: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 0
 
 /// Longer than any answer to such a question.
 const BUFFER: usize = 1500;
-
-/// Which outer address a new mapping gets right now, as this server sees it; `None` where
-/// it does not answer within two seconds.
-///
-/// # Errors
-/// When no socket can be had.
-pub async fn sample(server: SocketAddr) -> io::Result<Option<SocketAddr>> {
-    let socket = open(server).await?;
-    let mut sample = Sample::new(server, rand::random(), Instant::now());
-    loop {
-        if let Some(transmit) = sample.poll_transmit() {
-            // What cannot be sent is not answered.
-            let _ = socket.send_to(&transmit.payload, transmit.to).await;
-        }
-        match sample.poll_event() {
-            Some(SampleEvent::Seen { external, .. }) => return Ok(Some(external)),
-            Some(SampleEvent::Failed) => return Ok(None),
-            None => {}
-        }
-        let Some(due) = sample.poll_timeout() else { return Ok(None) };
-        let mut buffer = [0; BUFFER];
-        if let Some((length, from)) = receive(&socket, &mut buffer, due).await {
-            sample.handle_datagram(from, &buffer[..length], Instant::now());
-        }
-        sample.handle_timeout(Instant::now());
-    }
-}
 
 /// Whether the NAT turns packets to its own outer address round; `None` where the server
 /// does not answer.

@@ -500,12 +500,11 @@ impl ReflexiveClient {
         let mut words: Vec<Word> =
             self.words().filter(|word| primary(&word.mapped)).copied().collect();
         words.sort_by_key(|word| word.since);
-        let tested_ports = tested.map(|tested| tested.ports.clone()).unwrap_or_default();
-        let outer = match tested_ports.as_slice() {
-            [] => words.iter().map(|word| word.mapped.port()).collect(),
-            _ => tested_ports,
-        };
-        let ports = PortPattern::of(self.local.first().map(SocketAddr::port), &outer);
+        let inner = self.local.first().map(SocketAddr::port);
+        let seen_ports: Vec<u16> = words.iter().map(|word| word.mapped.port()).collect();
+        // The test's questions follow each other more closely than the servers' words.
+        let tested_ports = tested.map_or(&[][..], |tested| &tested.ports);
+        let ports = PortPattern::told_by(inner, [tested_ports, &seen_ports]);
         if !seen.is_empty() && seen.iter().all(|addr| self.local.contains(addr)) {
             behaviour.mapping = Behaviour::None;
         } else if behaviour.mapping == Behaviour::Unknown {

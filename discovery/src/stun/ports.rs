@@ -33,9 +33,18 @@ pub enum PortPattern {
 }
 
 impl PortPattern {
+    /// The pattern by the first of these lists that shows one; see [`Self::of`].
+    pub(super) fn told_by<'a>(
+        inner: Option<u16>,
+        lists: impl IntoIterator<Item = &'a [u16]>,
+    ) -> Self {
+        let mut patterns = lists.into_iter().map(|outer| Self::of(inner, outer));
+        patterns.find(|pattern| *pattern != Self::Unknown).unwrap_or_default()
+    }
+
     /// The pattern of the outer ports of one socket's mappings, in the order in which
     /// they were made; `inner` is the socket's own port.
-    pub(super) fn of(inner: Option<u16>, outer: &[u16]) -> Self {
+    fn of(inner: Option<u16>, outer: &[u16]) -> Self {
         if !outer.is_empty() && outer.iter().all(|port| Some(*port) == inner) {
             return Self::Preserving;
         }

@@ -27,6 +27,22 @@ fn a_mistake_in_the_text_is_told_with_its_place() {
 }
 
 #[test]
+fn each_command_wants_its_own_section() {
+    let folder = Folder::with("[serve]\nturn = false\n");
+    let file = folder.path("zonemesh.toml");
+    let run = |command: &str| {
+        zonemesh().args([command, "-c"]).arg(&file).output().expect("the executable starts")
+    };
+    let output = run("up");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("zone: is missing"), "{}", stderr(&output));
+    folder.write("zonemesh.toml", ZONE);
+    let output = run("serve");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("serve: is missing"), "{}", stderr(&output));
+}
+
+#[test]
 fn an_unknown_key_is_an_error_wherever_it_stands() {
     check(
         ZONE,

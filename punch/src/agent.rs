@@ -48,6 +48,7 @@
 //! one component and few pairs), role conflicts (the keys decide), and error responses.
 
 mod checks;
+mod explain;
 mod hard;
 mod hold;
 mod mtu;
@@ -161,6 +162,8 @@ pub struct Agent {
     selected_at: Instant,
     /// The peer is known to have heard the selected pair's nomination.
     told: bool,
+    /// What this node nominated last, and when by its clock.
+    nominating: Option<(Route, u64)>,
     /// What the controlling peer nominated last, and when by its clock.
     nominated: Option<(Route, u64)>,
     /// A pair that was faster than the selected one, and how often.
@@ -202,6 +205,7 @@ impl Agent {
             selected: None,
             selected_at: now,
             told: false,
+            nominating: None,
             nominated: None,
             gaining: None,
             replay: Replay::default(),
@@ -335,7 +339,8 @@ impl Agent {
     pub fn note_data_received(&mut self, from: Route, at: Instant) {
         self.traffic.received(at);
         let from = plain(from);
-        let is_idle = self.usage(from, at) == Use::Idle;
+        let must_tell = self.keys.controlling() && !self.told;
+        let is_idle = self.usage(from, at) == Use::Idle && !must_tell;
         match self.pair_mut(from) {
             Some(pair) => {
                 pair.note_data(at);

@@ -20,7 +20,7 @@ use std::{
 use crate::{
     budget::Budget,
     candidate::{Candidate, CandidateKind},
-    quality::Quality,
+    quality::{MISSES_MAX, Quality},
     route::{Route, Via},
 };
 
@@ -71,6 +71,9 @@ pub(crate) const SILENCE: Duration = Duration::from_secs(30);
 /// The best spares, while data flows and while none does.
 const SPARE: Duration = Duration::from_secs(25);
 const SPARE_IDLE: Duration = Duration::from_secs(600);
+
+/// One that may be better than what was just selected.
+const RIVAL: Duration = Duration::from_secs(2);
 
 /// Any other pair that once answered. It is looked at when it may be needed.
 const DISTANT: Duration = Duration::from_secs(3600);
@@ -126,6 +129,8 @@ pub(crate) enum Use {
     Spare,
     /// The best to fall back on, while none does.
     SpareIdle,
+    /// It answers, and may be better than what was just selected because it answered first.
+    Rival,
     /// It answers, but others are better.
     Distant,
     /// Still probing, and nothing else is there.
@@ -145,6 +150,7 @@ impl Use {
             Self::Active => ACTIVE,
             Self::Idle => IDLE,
             Self::Spare => SPARE,
+            Self::Rival => RIVAL,
             Self::SpareIdle => SPARE_IDLE,
             Self::Distant | Self::Wanted | Self::Better | Self::Punched | Self::Unwanted => DISTANT,
         };
@@ -282,11 +288,13 @@ impl Pair {
         self.unanswered() == 0 && self.last_answer.is_some_and(|at| now <= at + FRESH)
     }
 
-    /// Whether so many checks in a row got no answer that the way has ended.
-    pub(crate) fn has_failed(&self, now: Instant) -> bool {
+    /// Whether so many checks in a row got no answer that the way has ended. Where it
+    /// is the one in use and idle there is no hurry, and little was measured.
+    pub(crate) fn has_failed(&self, is_idle: bool, now: Instant) -> bool {
         match &self.state {
             State::Valid { quality, unanswered } => {
-                *unanswered >= quality.patience() && self.is_due(now)
+                let patience = if is_idle { MISSES_MAX } else { quality.patience() };
+                *unanswered >= patience && self.is_due(now)
             }
             State::Probing { .. } => false,
         }
@@ -354,7 +362,7 @@ impl Pair {
             }
             State::Valid { quality, unanswered } => {
                 *unanswered += 1;
-                Some(quality.wait())
+                Some(quality.repeat(*unanswered))
             }
         };
         self.due = wait.map(|wait| now + wait);

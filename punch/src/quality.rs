@@ -17,10 +17,10 @@ const RTT_WINDOW: f64 = 8.0;
 
 /// So many checks in a row without an answer end a valid pair, at least and at most.
 const MISSES_MIN: u32 = 4;
-const MISSES_MAX: u32 = 9;
+pub(crate) const MISSES_MAX: u32 = 14;
 
 /// How likely so many misses in a row may be by chance.
-const CHANCE: f64 = 3e-4;
+const CHANCE: f64 = 3e-5;
 
 /// What is added to the loss that was measured when it is judged what chance may do, and
 /// what is added besides while little was measured: bad luck is not to end a path.
@@ -88,6 +88,14 @@ impl Quality {
     /// How long the answer to a check is waited for.
     pub(crate) fn wait(&self) -> Duration {
         (2 * self.rtt).clamp(WAIT_MIN, WAIT_MAX)
+    }
+
+    /// After how long the next check goes out, when so many are without an answer. Once
+    /// chance gets less likely they follow each other faster than answers could come: each
+    /// is a witness of its own. The last one gets all its time.
+    pub(crate) fn repeat(&self, unanswered: u32) -> Duration {
+        let in_doubt = (3..self.patience()).contains(&unanswered);
+        if in_doubt { self.wait() / 2 } else { self.wait() }
     }
 
     /// How many checks in a row without an answer are no chance any more.
@@ -168,9 +176,9 @@ mod tests {
 
     #[test]
     fn the_more_is_lost_by_chance_the_more_misses_are_borne() {
-        assert_eq!(measured(60, 0).patience(), 4);
-        assert!((5..=7).contains(&measured(60, 10).patience()));
-        assert_eq!(measured(60, 1).patience(), 9);
+        assert_eq!(measured(60, 0).patience(), 5);
+        assert!((6..=8).contains(&measured(60, 10).patience()));
+        assert_eq!(measured(60, 1).patience(), 14);
         assert!(Quality::new(Duration::from_millis(60)).patience() > 4);
     }
 

@@ -258,6 +258,8 @@ fn both_use_the_same_path() {
         world.weather = Weather { jitter: milliseconds(60), loss: 0.1, ..net::FAIR };
         world.introduce(a, b);
         world.connect(a, b, 10 * SECOND).expect("a path");
+        // Until the rivals of the first that answered are measured.
+        world.run(15 * SECOND);
         let apart = |world: &World| {
             let paths = [a, b].map(|host| world.selected(host).expect("a path"));
             paths[0].own != Some(paths[1].route.remote)

@@ -29,7 +29,7 @@ use zonemesh_discovery::{
 };
 use zonemesh_punch::{
     Agent, Candidate, CandidateKind, CheckKeys, Courier, Event as AgentEvent, LocalRelay,
-    PairStatus, Route, SelectedPath, Transmit, Username, Via,
+    PairStatus, Route, SelectedPath, Transmit, Username, Verdict, Via,
 };
 
 use self::{
@@ -495,6 +495,11 @@ impl Mesh {
     pub fn pairs(&self, node: &PublicKey) -> Vec<PairStatus> {
         let agent = self.peers.get(node).and_then(|peer| peer.agent.as_ref());
         agent.map(|agent| agent.pairs().collect()).unwrap_or_default()
+    }
+
+    /// Why a member is reached as it is.
+    pub fn verdict(&self, node: &PublicKey) -> Option<Verdict> {
+        Some(self.peers.get(node)?.agent.as_ref()?.verdict())
     }
 
     /// How many checks were dropped: forged, replayed, or from inside the overlay.

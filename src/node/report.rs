@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot};
 use zonemesh_discovery::identity::PublicKey;
-use zonemesh_punch::{PairStatus, Tier, Via};
+use zonemesh_punch::{Tier, Verdict, Via};
 
 use super::{Event, Node, start::TRUST_WARNING};
 use crate::{
@@ -85,14 +85,15 @@ impl Node {
         let Some(node) = self.mesh.find(peer) else { return unknown(peer) };
         let report = self.data.peers_report().into_iter().find(|r| r.public_key == node);
         let now = Instant::now();
+        let verdict = self.mesh.verdict(&node);
         let mut pairs = self.mesh.pairs(&node);
         pairs.sort_by_key(|pair| (!pair.selected, pair.rtt.is_none(), pair.tier, pair.rtt));
         Reply::Explanation(Box::new(Explanation {
             name: self.mesh.advert(&node).map(|advert| advert.name.clone()).unwrap_or_default(),
             public_key: node.to_string(),
             path: report.map_or(PathStatus::NONE, |report| self.path_status(&report)),
-            reason: pairs.first().map_or("no pair is known", PairStatus::reason).to_owned(),
-            advice: None,
+            reason: verdict.map_or("no pair is known".to_owned(), |verdict| verdict.to_string()),
+            advice: verdict.and_then(Verdict::advice).map(str::to_owned),
             pairs: pairs
                 .iter()
                 .map(|pair| PairExplanation::new(pair, |id| self.relays.label(id), now))

@@ -175,11 +175,19 @@ impl Agent {
             Via::Socket | Via::Extra(_) => CandidateKind::PeerReflexive,
             Via::Relay(_) => CandidateKind::Relayed,
         };
+        let nominate = what == What::Check { nominate: true };
+        let mut clock_ms = self.clock_ms(now);
+        if nominate {
+            // Of two nominations in one millisecond the later one must be seen to be it.
+            let (before, at_ms) = self.nominating.unwrap_or((to, 0));
+            clock_ms = clock_ms.max(at_ms + u64::from(before != to));
+            self.nominating = Some((to, clock_ms));
+        }
         let request = Request {
             id,
-            clock_ms: self.clock_ms(now),
+            clock_ms,
             priority: Candidate { kind, addr: to.remote }.priority(),
-            nominate: what == What::Check { nominate: true },
+            nominate,
             receipt: self.receipt(to, now),
             plan: self.plan(to),
         };

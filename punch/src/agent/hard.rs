@@ -260,6 +260,11 @@ impl Agent {
         self.drive(now);
     }
 
+    /// This node's NAT and the peer's, once both are known.
+    pub(super) fn nats(&self) -> Option<(NatProfile, NatProfile)> {
+        Some((self.hard.own, self.hard.peer?.0.nat))
+    }
+
     /// What the peer is told by this route, if anything.
     pub(super) fn plan(&self, route: Route) -> Option<Plan> {
         let relayed = self.is_relayed(route) && self.hard.enabled && !self.has_direct();
@@ -403,7 +408,7 @@ impl Agent {
             Part::Counting => VecDeque::new(),
             _ => self.extra.iter().take(MAX_SOCKETS.into()).map(socket).collect(),
         };
-        let near = self.hard.tries % 2 == 1;
+        let near = self.hard.number % 2 == 1;
         let what = if near { What::Opener { hops: HOPS } } else { What::Probe };
         self.send_all(routes, what, true, now);
     }

@@ -104,26 +104,26 @@ impl Agent {
             pair.note_arrival(arrival);
         }
         self.handle_opened(receipt.opened_ms.and_then(ago), now);
-        if self.selected != Some(route) || !self.traffic.is_sending(now) {
-            return;
-        }
-        let Some(pair) = self.pairs.iter().find(|pair| pair.route == route) else { return };
+        let Some(selected) = self.selected.filter(|_| self.traffic.is_sending(now)) else { return };
+        let Some(pair) = self.pairs.iter().find(|pair| pair.route == selected) else { return };
         let Some(quality) = pair.quality() else { return };
-        let since = pair.last_arrival.map_or(self.selected_at, |at| at.max(self.selected_at));
-        let arrived_here = pair.last_arrival.is_some_and(|at| at >= self.selected_at);
-        let has_session = arrived_here
-            || receipt.any_ms.and_then(ago).is_some_and(|at| at + SESSION_FOR > self.selected_at);
+        // What arrived nowhere did not arrive on the selected route.
+        let anywhere = receipt.any_ms.and_then(ago);
+        let arrival = if route == selected { pair.last_arrival } else { anywhere };
+        let since = arrival.map_or(self.selected_at, |at| at.max(self.selected_at));
         let silent_for = now.saturating_duration_since(since);
+        let has_session = anywhere.is_some_and(|at| at + SESSION_FOR > self.selected_at);
         if !has_session || silent_for < DOUBT_AFTER + quality.rtt() {
             return;
         }
         let latest = now.checked_sub(quality.rtt() + GRANULARITY).unwrap_or(now);
         let ticks = self.traffic.ticks_within(since + GRANULARITY, latest);
-        let enough = usize::try_from(quality.patience()).unwrap_or(usize::MAX);
+        // Half of a round trip is lost on the way out.
+        let enough = usize::try_from(quality.patience() * 2 / 3).unwrap_or(usize::MAX);
         if silent_for >= DEAD_FOR + quality.rtt() && ticks >= enough && !pair.is_suspect(now) {
             self.suspect_selected(true, now);
         } else if ticks > 0
-            && let Some(pair) = self.pair_mut(route)
+            && let Some(pair) = self.pair_mut(selected)
         {
             pair.ask_again(now + ASK_AGAIN);
         }
@@ -143,7 +143,7 @@ impl Agent {
     /// Whether WireGuard's packets hold a pair although its checks are lost: the peer
     /// still uses it, or tells that what we send there arrives.
     pub(super) fn is_held(pair: &Pair, now: Instant) -> bool {
-        const HOLDS_FOR: Duration = Duration::from_secs(2);
+        const HOLDS_FOR: Duration = Duration::from_millis(1200);
         let proof = pair.last_data.max(pair.last_arrival);
         !pair.is_suspect(now) && proof.is_some_and(|at| now < at + HOLDS_FOR)
     }

@@ -122,7 +122,10 @@ impl Agent {
             Via::Relay(_) => learned.is_for_relays(),
         };
         let known = self.pairs.iter().any(|pair| pair.route == route);
-        if !known && fits && self.has_end(route.via) && self.learns.take(now) {
+        // What the peer uses must be known, however much was learned before.
+        let is_nominated = self.nominated.is_some_and(|(nominated, _)| nominated == route);
+        let is_new = !known && fits && self.has_end(route.via);
+        if is_new && (self.learns.take(now) || is_nominated) {
             self.pairs.push(Pair::new(route, kind, false, now));
             self.bound_learned(Some(route));
         }

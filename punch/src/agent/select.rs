@@ -20,6 +20,10 @@ const SPARES_IDLE: usize = 1;
 /// Within a tier, a pair must be better so many answers running to take over.
 const GAIN_ANSWERS: u32 = 4;
 
+/// For so long after a pair was selected its rivals are looked at: the first that
+/// answered is not always the best.
+const SETTLES_FOR: Duration = Duration::from_secs(10);
+
 /// A pair that was better is asked again after this, to be sure.
 const GAIN_AGAIN: Duration = Duration::from_secs(1);
 
@@ -27,8 +31,10 @@ impl Agent {
     /// Ends what has failed.
     pub(super) fn retire(&mut self, now: Instant) {
         let mut lost = false;
+        let is_sending = self.traffic.is_sending(now);
         for pair in &mut self.pairs {
-            if pair.has_failed(now) && !Self::is_held(pair, now) {
+            let is_idle = self.selected == Some(pair.route) && !is_sending;
+            if pair.has_failed(is_idle, now) && !Self::is_held(pair, now) {
                 pair.restart(now);
                 lost |= Some(pair.route) == self.selected;
             }
@@ -97,6 +103,13 @@ impl Agent {
         self.selected_at = now;
         self.told = false;
         self.gaining = None;
+        if choice.is_some() {
+            // Its rivals are looked at once more, and rest as such after that.
+            let rivals = |pair: &&mut Pair| pair.is_valid() && Some(pair.route) != choice;
+            for pair in self.pairs.iter_mut().filter(rivals) {
+                pair.ask_again(now + GAIN_AGAIN);
+            }
+        }
         // The peer is told of the nomination at once.
         if self.keys.controlling()
             && let Some(pair) = choice.and_then(|route| self.pair_mut(route))
@@ -150,6 +163,10 @@ impl Agent {
             return if sending { Use::Active } else { Use::Idle };
         }
         if let Some(rank) = pair.rank(&self.locals, now) {
+            let tier = self.selected().map(|path| path.tier);
+            if now < self.selected_at + SETTLES_FOR && tier == Some(rank.tier) {
+                return Use::Rival;
+            }
             let ahead = |same: bool| {
                 let better = self.pairs.iter().filter(move |other| {
                     self.selected != Some(other.route)

@@ -7,16 +7,13 @@ use std::{
 };
 
 use rand::{RngExt, rngs::StdRng};
+pub(crate) use zonemesh_punch::oracle::Depends;
+use zonemesh_punch::{
+    PortPattern,
+    oracle::{Best, Nat, best_possible},
+};
 
 use super::Segment;
-
-/// RFC 4787 §4.1 and §5: on what a mapping, or a filter, depends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Depends {
-    Nothing,
-    Address,
-    AddressAndPort,
-}
 
 pub(crate) const DEPENDS: [Depends; 3] =
     [Depends::Nothing, Depends::Address, Depends::AddressAndPort];
@@ -58,6 +55,17 @@ impl Behaviour {
         }
     }
 
+    /// In the oracle's words.
+    pub(crate) fn nat(&self) -> Nat {
+        let ports = match self.ports {
+            Ports::Preserving => PortPattern::Preserving,
+            Ports::Sequential => PortPattern::Sequential { step: 1 },
+            Ports::Random => PortPattern::Random,
+        };
+        let (mapping, filtering) = (self.mapping, self.filtering);
+        Nat { udp: !self.blocks_udp, mapping, filtering, ports }
+    }
+
     pub(crate) fn full_cone() -> Self {
         Self::new(Depends::Nothing, Depends::Nothing, Ports::Preserving)
     }
@@ -89,26 +97,8 @@ impl Behaviour {
 
 /// Whether two sites behind these NATs can have a direct path when both know each
 /// other's reflexive address and neither guesses ports.
-///
-/// A side with endpoint-independent mapping has one address that the other knows. A
-/// side without has a new one for each destination: the other side learns it from a
-/// packet that gets in, so it must not filter on the port. Where both sides lack it,
-/// the first packet gets in only where nothing is filtered, at the address that the
-/// STUN server saw; the answer comes from a third address; and the chase ends only
-/// where one side keeps its mapping while the other's port changes.
 pub(crate) fn direct_is_possible(a: &Behaviour, b: &Behaviour) -> bool {
-    use Depends::{AddressAndPort, Nothing};
-    let open_to_any_port = |nat: &Behaviour| nat.filtering != AddressAndPort;
-    match (a.mapping == Nothing, b.mapping == Nothing) {
-        (true, true) => true,
-        (true, false) => open_to_any_port(a),
-        (false, true) => open_to_any_port(b),
-        (false, false) => {
-            let settles = a.mapping != AddressAndPort || b.mapping != AddressAndPort;
-            let enters = a.filtering == Nothing || b.filtering == Nothing;
-            settles && enters && open_to_any_port(a) && open_to_any_port(b)
-        }
-    }
+    best_possible(a.nat(), b.nat()) == Best::Direct
 }
 
 pub(super) struct Gateway {
@@ -201,12 +191,15 @@ impl Gateway {
     fn remapped(&self, from: SocketAddr, to: SocketAddr, key: Key) -> Key {
         let own = Key::AddressAndPort(to);
         let known = |key| self.mappings.iter().find(|m| m.inside == from && m.key == key);
+        if self.behaviour.remaps && known(own).is_some() {
+            return own;
+        }
         let Some(usual) = known(key) else { return key };
         if !self.behaviour.remaps || usual.contacted.contains_key(&to) {
             return key;
         }
         let came = self.unsolicited.iter().any(|(by, at, _)| (*by, *at) == (to, usual.outside));
-        if came || known(own).is_some() { own } else { key }
+        if came { own } else { key }
     }
 
     fn free_port(&mut self, wish: u16, rng: &mut StdRng) -> u16 {

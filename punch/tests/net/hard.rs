@@ -23,7 +23,8 @@ impl World {
                 profile.mapping = Mapping::Dependent;
                 profile.ports = match gateway.behaviour.ports {
                     Ports::Random => PortPattern::Random,
-                    Ports::Preserving | Ports::Sequential => PortPattern::Sequential { step: 1 },
+                    Ports::Sequential => PortPattern::Sequential { step: 1 },
+                    Ports::Preserving => PortPattern::Unknown,
                 };
             }
             segment = gateway.outside;

@@ -552,7 +552,8 @@ impl World {
     }
 
     fn is_blocked(&self, inside: Segment) -> bool {
-        self.gateways.iter().any(|g| g.inside == inside && g.behaviour.blocks_udp)
+        let mut above = self.gateways.iter().filter(|gateway| gateway.inside == inside);
+        above.any(|gateway| gateway.behaviour.blocks_udp || self.is_blocked(gateway.outside))
     }
 
     /// The way out of a segment, for a family.

@@ -24,8 +24,6 @@ struct Allocation {
     host: HostId,
     id: u32,
     relayed: SocketAddr,
-    /// Over TCP: nothing is lost between the host and its relay.
-    stream: bool,
     /// Whom the host ever sent to: its client renews them.
     permissions: BTreeSet<IpAddr>,
 }
@@ -37,16 +35,15 @@ impl World {
         RelayId(self.relays.len() - 1)
     }
 
-    /// An allocation for `host`, over TCP where its site lets no UDP out.
+    /// An allocation for `host`; over TCP, say, where its site lets no UDP out.
     pub(crate) fn allocate(&mut self, host: HostId, relay: RelayId) -> LocalRelay {
-        let stream = self.is_blocked(self.hosts[host.0].segment);
         let count = self.relays.iter().map(|relay| relay.allocations.len()).sum::<usize>();
         let id = u32::try_from(count).expect("few");
         let relay = &mut self.relays[relay.0];
         let port = 50_000 + u16::try_from(count).expect("few");
         let relayed = SocketAddr::new(relay.ip, port);
         let permissions = BTreeSet::new();
-        relay.allocations.push(Allocation { host, id, relayed, stream, permissions });
+        relay.allocations.push(Allocation { host, id, relayed, permissions });
         self.tell_relays(host);
         LocalRelay { id, relayed }
     }
@@ -89,12 +86,11 @@ impl World {
         permitted.then_some((allocation.host, allocation.id))
     }
 
-    /// How long a packet is under way between a host and its relay, if it gets there.
+    /// How long a packet is under way between a host and its relay, if there is one. The
+    /// loss of the weather is that of a whole way, and comes upon it elsewhere.
     pub(super) fn link(&mut self, host: HostId, id: u32) -> Option<Duration> {
-        let allocations = self.relays.iter().flat_map(|relay| &relay.allocations);
-        let stream = allocations.into_iter().find(|a| a.host == host && a.id == id)?.stream;
-        let lost = !stream && self.rng.random_bool(self.weather.loss);
-        let delay = self.weather.delay + self.weather.jitter.mul_f64(self.rng.random());
-        (!lost).then_some(delay)
+        let mut allocations = self.relays.iter().flat_map(|relay| &relay.allocations);
+        allocations.find(|a| a.host == host && a.id == id)?;
+        Some(self.weather.delay + self.weather.jitter.mul_f64(self.rng.random()))
     }
 }

@@ -271,6 +271,7 @@ impl Agent {
             self.relays = relays;
             self.drop_pairs(|via| matches!(via, Via::Relay(id) if gone.contains(&id)), now);
             self.sync_pairs(now);
+            self.hold_on();
         }
         self.drive(now);
     }

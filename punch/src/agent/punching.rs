@@ -16,7 +16,8 @@
 //!
 //! The same happens at the very beginning, and whenever all is probed afresh: where a
 //! relay promises that the peer can be told, whole checks wait for it, for a while. Where
-//! there is no relay, they do not.
+//! there is no relay, they do not, but for a moment at the very first: a node that has
+//! just started may know its peers before it has a relay.
 //!
 //! A NAT that was met in the wrong order forgets that after 30 s without a packet
 //! (Linux's nf_conntrack_udp_timeout). So pairs that never worked are left in peace for
@@ -43,6 +44,10 @@ const HOPS: [u8; 4] = [2, 3, 2, 4];
 /// have yet to learn of this node; and in a later round.
 const HOLD_FIRST: Duration = Duration::from_secs(5);
 const HOLD: Duration = Duration::from_secs(2);
+
+/// The same at the very beginning, where no relay is known: an allocation takes two round
+/// trips.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// The peer is ready when it opened its NAT no longer than this before this node did.
 const READY_FOR: Duration = Duration::from_secs(4);
@@ -120,10 +125,27 @@ fn is_shut(pair: &Pair) -> bool {
 impl Agent {
     /// All is probed afresh: whole checks wait until both sides have opened their NATs.
     pub(super) fn open_first(&mut self, now: Instant) {
-        let by_relay = self.remotes.iter().any(|c| c.kind == CandidateKind::Relayed);
-        if (by_relay || !self.relays.is_empty()) && !self.has_direct() {
+        let is_beginning = self.punching.begun.is_none() && !self.remotes.is_empty();
+        if (self.has_prospects() || is_beginning) && !self.has_direct() {
             self.punching.rounds = 0;
             self.begin_round(true, now);
+        }
+    }
+
+    /// Whether there is a relay by which the peer can be told.
+    fn has_prospects(&self) -> bool {
+        !self.relays.is_empty() || self.remotes.iter().any(|c| c.kind == CandidateKind::Relayed)
+    }
+
+    /// Whole checks wait as long as a relay that has come to be known deserves.
+    pub(super) fn hold_on(&mut self) {
+        if let (true, Some(held), Some(begun)) =
+            (self.has_prospects(), &mut self.punching.held, self.punching.begun)
+            && held.first
+        {
+            let until = begun + HOLD_FIRST;
+            held.until = until;
+            self.each_shut(|pair| pair.due = Some(until));
         }
     }
 
@@ -213,7 +235,12 @@ impl Agent {
             }
         }
         self.punching.opened = Some(now);
-        let until = now + if first { HOLD_FIRST } else { HOLD };
+        let until = now
+            + match (first, self.has_prospects()) {
+                (true, true) => HOLD_FIRST,
+                (true, false) => GRACE,
+                (false, _) => HOLD,
+            };
         self.punching.held = Some(Held { until, first });
         self.each_shut(|pair| {
             pair.due = Some(until);

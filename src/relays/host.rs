@@ -76,7 +76,7 @@ impl Host {
     }
 
     /// Its servers, best transport first.
-    pub(super) fn set_servers(&mut self, servers: Vec<RelayServer>) {
+    pub(super) fn set_servers(&mut self, servers: Vec<RelayServer>, now: Instant) {
         let mut former = std::mem::take(&mut self.servers);
         for server in servers {
             let known = former.iter().position(|known| known.server == server);
@@ -86,6 +86,7 @@ impl Host {
         self.servers.sort_by_key(|server| server.server.transport);
         let servers = &self.servers;
         self.attempt.retain(|step| servers.iter().any(|known| known.server == step.server));
+        self.conclude(now);
     }
 
     pub(super) fn servers(&self) -> &[Server] {
@@ -221,7 +222,7 @@ impl Host {
                 step.state = StepState::Failed;
             }
         }
-        if !self.is_trying() || self.attempt.iter().any(|step| step.state != StepState::Failed) {
+        if !self.is_trying() || !self.has_failed() {
             return false;
         }
         self.attempt.clear();
@@ -233,11 +234,12 @@ impl Host {
     }
 
     /// Relay `id` was ended by us.
-    pub(super) fn forget(&mut self, id: u32) {
+    pub(super) fn forget(&mut self, id: u32, now: Instant) {
         if self.up == Some(id) {
             self.up = None;
         }
         self.attempt.retain(|step| step.state != StepState::Running(id));
+        self.conclude(now);
     }
 
     /// Tries no more. The relays that it is being tried by.
@@ -270,6 +272,20 @@ impl Host {
         steps.chain(later).min()
     }
 
+    /// Whether all that is left of the attempt has failed.
+    fn has_failed(&self) -> bool {
+        self.attempt.iter().all(|step| step.state == StepState::Failed)
+    }
+
+    /// The attempt is over where what was still to come of it was taken back: nothing else
+    /// would end it.
+    fn conclude(&mut self, now: Instant) {
+        if self.is_trying() && self.has_failed() {
+            self.attempt.clear();
+            self.retry = now + BACKOFF.0;
+        }
+    }
+
     fn fail(&mut self, jitter: f64, now: Instant) {
         self.retry = now + pause(BACKOFF, self.failures).mul_f64(jitter);
         self.failures += 1;
@@ -283,4 +299,46 @@ impl Host {
 /// The first pause, doubled so many times, up to the last.
 fn pause((first, last): (Duration, Duration), doubled: u32) -> Duration {
     (first * 2_u32.pow(doubled.min(10))).min(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(transport: Transport) -> RelayServer {
+        RelayServer {
+            label: format!("a {transport}"),
+            host: "a".to_owned(),
+            transport,
+            addr: "192.0.2.1:3478".parse().expect("an address"),
+            tls_name: None,
+        }
+    }
+
+    /// A host whose datagrams have failed while its stream, relay 2, is being opened.
+    fn half_failed(now: Instant) -> Host {
+        let (udp, tcp) = (server(Transport::Udp), server(Transport::Tcp));
+        let mut host = Host::new("a".to_owned(), now);
+        host.set_servers(vec![udp.clone(), tcp.clone()], now);
+        host.begin(now);
+        host.running(&udp, 1);
+        host.running(&tcp, 2);
+        assert!(!host.lost(1, &udp, "the relay does not answer", 1.0, now));
+        assert!(host.is_trying());
+        host
+    }
+
+    #[test]
+    fn a_host_is_tried_again_when_what_was_under_way_is_taken_back() {
+        let now = Instant::now();
+        let mut unnamed = half_failed(now);
+        unnamed.set_servers(vec![server(Transport::Udp)], now);
+        let mut forgotten = half_failed(now);
+        forgotten.forget(2, now);
+        for host in [unnamed, forgotten] {
+            assert!(!host.is_trying() && !host.is_ready(now));
+            let retry = host.poll_timeout(true, now).expect("it is tried again");
+            assert!(retry <= now + BACKOFF.1 && host.is_ready(retry));
+        }
+    }
 }

@@ -156,7 +156,7 @@ impl Relays {
                 fresh = true;
                 Host::new(name, now)
             });
-            host.set_servers(list);
+            host.set_servers(list, now);
             self.hosts.push(host);
         }
         if fresh {
@@ -564,8 +564,9 @@ impl Relays {
             }
         }
         self.events.push_back(Event::Close { id });
+        let now = self.now;
         if let Some(host) = self.host_mut(&leg.server.host) {
-            host.forget(id);
+            host.forget(id, now);
         }
     }
 

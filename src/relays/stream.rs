@@ -50,6 +50,10 @@ const ACK_LIMIT: Duration = Duration::from_secs(10);
 /// How long the last bytes may take after the data plane has closed its end.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
 
+/// How long a connection may live on that the data plane needs no more: a relay that
+/// stops reading would hold it for ever.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+
 /// The longest frame that is taken: above any MTU that an interface here can have
 /// (9,000 bytes) there is no packet of ours. Longer ones are passed over.
 const MAX_FRAME: usize = 16 * 1024;
@@ -124,13 +128,18 @@ impl Streams {
 
     /// Relay `id` needs its connection no more. One that is being opened ends at once;
     /// an open one when the data plane has dropped its end of the pair, with the last
-    /// bytes sent.
+    /// bytes sent if the relay takes them within two seconds.
     pub fn close(&mut self, id: u32, was_open: bool) {
-        if let Some(task) = self.tasks.remove(&id)
-            && !was_open
-        {
+        let Some(mut task) = self.tasks.remove(&id) else { return };
+        if !was_open {
             task.abort();
+            return;
         }
+        tokio::spawn(async move {
+            if timeout(CLOSE_LIMIT, &mut task).await.is_err() {
+                task.abort();
+            }
+        });
     }
 }
 
@@ -446,6 +455,25 @@ mod tests {
         let mut all = vec![0; taken];
         relay.read_exact(&mut all).await.expect("what was taken comes");
         assert!(all.chunks(frame.len()).all(|chunk| chunk == frame));
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_reads_no_more_holds_no_connection_that_is_closed() {
+        let (mut streams, mut told, _relay, end) = connected().await;
+        let frame = channel::encode(0x4001, &[7; 1400]).expect("short");
+        let mut refused = 0;
+        while refused < 100 {
+            if sent(&end, &frame).is_err() {
+                refused += 1;
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        drop(end);
+        streams.close(ID, true);
+        drop(streams);
+        // Only its task can tell anything now.
+        let end = timeout(2 * CLOSE_LIMIT, told.recv()).await.expect("the task ends");
+        assert!(end.is_none(), "{end:?}");
     }
 
     #[tokio::test]

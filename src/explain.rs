@@ -99,7 +99,7 @@ impl fmt::Display for Explanation {
             writeln!(f, "advice  {advice}")?;
         }
         if pairs.is_empty() {
-            return writeln!(f, "\nno pairs: the peer names no address that this node could check");
+            return writeln!(f, "\nno pairs: no address of the peer is checked");
         }
         writeln!(f)?;
         let heading =

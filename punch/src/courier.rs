@@ -33,9 +33,11 @@ const TRIES: u32 = 14;
 /// The routes by which each try goes: the one in use, and one that may live where it died.
 const ROUTES: usize = 2;
 
-/// Notes of the peer that are looked at: more than one roams by, less than a flood.
-const ACCEPT_INTERVAL: Duration = Duration::from_secs(1);
-const ACCEPT_BURST: u32 = 8;
+/// Notes of the peer that are looked at: as many as one roams by. Each may name other
+/// addresses, which all are checked, and others must not be sought that way. What is too
+/// early is not acknowledged, and so comes again.
+const ACCEPT_INTERVAL: Duration = Duration::from_secs(10);
+const ACCEPT_BURST: u32 = 4;
 
 /// What comes with a note.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -294,7 +294,7 @@ fn step(line: &str, names: &BTreeMap<String, String>) -> Option<Step> {
     } else if says("found") {
         (found(peer()?), String::new())
     } else if says("path") {
-        (punched(peer()?), format!(": {}", field("remote")?))
+        (punched(peer()?), format!(": {}", field("route")?))
     } else if says("session") {
         (session(peer()?), String::new())
     } else {
@@ -423,7 +423,7 @@ mod tests {
                 "made a WireGuard session with b",
             ),
             (
-                "::mesh: path peer=HC4e+A= remote=[2001:2::2]:51822",
+                "::mesh: path peer=HC4e+A= route=[2001:2::2]:51822",
                 "opened a direct path to b: [2001:2::2]:51822",
             ),
             (

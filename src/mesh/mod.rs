@@ -29,7 +29,7 @@ use zonemesh_discovery::{
 };
 use zonemesh_punch::{
     Agent, Candidate, CandidateKind, CheckKeys, Courier, Event as AgentEvent, LocalRelay,
-    PairStatus, Route, SelectedPath, Transmit, Username, Verdict, Via,
+    MAX_REMOTE, PairStatus, Route, SelectedPath, Tier, Transmit, Username, Verdict, Via,
 };
 
 use self::{
@@ -431,6 +431,11 @@ impl Mesh {
         self.events.pop_front()
     }
 
+    /// Whether there is nothing to send and nothing to do.
+    pub fn is_silent(&self) -> bool {
+        self.transmits.is_empty() && self.events.is_empty()
+    }
+
     /// When [`Self::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Instant {
         let first = self.deadlines.first().map(|(due, _)| *due);
@@ -473,11 +478,17 @@ impl Mesh {
         self.relays.iter().find(|relay| relay.id == id).map(|relay| relay.relayed)
     }
 
-    /// The peers' addresses that this node reaches, or would reach, by its relay `id`.
+    /// The peers' addresses that are to have a channel on this node's relay `id`: all that
+    /// are tried by it, but of a peer that is reached otherwise only those that work.
     pub fn peers_by_relay(&self, id: u32) -> BTreeSet<SocketAddr> {
-        let agents = self.peers.values().filter_map(|peer| peer.agent.as_ref());
-        let routes = agents.flat_map(Agent::pairs).map(|pair| pair.route);
-        routes.filter(|route| route.via == Via::Relay(id)).map(|route| route.remote).collect()
+        let mut wanted = BTreeSet::new();
+        for agent in self.peers.values().filter_map(|peer| peer.agent.as_ref()) {
+            let has_direct = agent.selected().is_some_and(|path| path.tier != Tier::Relayed);
+            let by_relay = agent.pairs().filter(|pair| pair.route.via == Via::Relay(id));
+            let kept = by_relay.filter(|pair| pair.rtt.is_some() || !has_direct);
+            wanted.extend(kept.map(|pair| pair.route.remote));
+        }
+        wanted
     }
 
     /// The most that a packet in the tunnel may have to pass whole on the narrowest of the
@@ -677,7 +688,12 @@ impl Mesh {
             let translated = addr.filter(|addr| *addr != candidate.addr);
             translated.map(|addr| Candidate { addr, ..candidate }).into_iter().chain([candidate])
         };
-        usable.flat_map(both).collect()
+        let mut candidates: Vec<Candidate> = usable.flat_map(both).collect();
+        // An agent takes so many, and those that work where nothing else does stand last.
+        if candidates.len() > MAX_REMOTE {
+            candidates.sort_by_key(|candidate| candidate.kind != CandidateKind::Relayed);
+        }
+        candidates
     }
 
     fn sweep(&mut self, now: Instant, wall: SystemTime) {

@@ -276,7 +276,10 @@ impl Node {
             }
         }
         self.handle_candidates(now);
-        self.mesh.handle_moved(now);
+        // Together with the advert, which waits ever longer where one change follows the
+        // other: a server that makes up an address with every answer must not have all
+        // members checked each time.
+        self.due.recheck = true;
     }
 
     /// Has the STUN servers asked that are known.

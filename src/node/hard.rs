@@ -1,9 +1,9 @@
 //! What agents want against hard NATs: fresh sockets, and samples of what the NAT does with
 //! one.
 //!
-//! Fresh sockets are read here while an attempt goes on. The one that a path uses is
-//! handed over to the data plane as soon as the path is chosen; the others go when the
-//! agent releases them.
+//! Fresh sockets are read here while an attempt goes on. One by which the peer was met is
+//! handed over to the data plane at once; all but that of the path go when the agent
+//! releases them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,6 +20,7 @@ use zonemesh_discovery::{
 use zonemesh_punch::{Mapping, NatProfile, PortPattern, Route, Transmit, Via};
 
 use super::{Event, Node, sockets::Sockets};
+use crate::mesh::CheckOutcome;
 
 /// News of the sockets that were opened against hard NATs.
 #[derive(Debug)]
@@ -59,13 +60,24 @@ impl Hard {
             events,
         }
     }
+
+    fn owner(&self, id: u32) -> Option<PublicKey> {
+        self.owned.iter().find(|(_, owned)| owned.contains(&id)).map(|(node, _)| *node)
+    }
 }
 
 impl Node {
     pub(super) fn handle_hard(&mut self, event: HardEvent, now: Instant) {
         match event {
             HardEvent::Datagram { route, bytes } => {
-                self.mesh.handle_check(route, &bytes, now);
+                let taken = self.mesh.handle_check(route, &bytes, now) == CheckOutcome::Taken;
+                // The peer was met. Its data may come before this side has chosen the path.
+                if let Via::Extra(id) = route.via
+                    && taken
+                    && let Some(node) = self.hard.owner(id)
+                {
+                    self.hand_over(node, id);
+                }
             }
             HardEvent::Sampled { node, external } => {
                 debug!(peer = %node, ?external, "sampled the NAT");

@@ -74,12 +74,18 @@ const GATHER_LIMIT: Duration = Duration::from_millis(700);
 /// neither can win, and the zone and all its members must not pay for it.
 const OUTBID_PAUSE: Duration = Duration::from_secs(60);
 
+/// What it means to be outbid again and again.
+const TWIN: &str = "another machine runs with this node's key: give it one of its own";
+
 /// How often the loop asks the data plane what it has heard: the agents judge a path by
 /// what arrives on it, and have seconds for it.
 const HEARD_INTERVAL: Duration = Duration::from_millis(250);
 
 /// However many paths are lost, the STUN servers are asked out of turn no more often.
 const STUN_SPACING: Duration = Duration::from_secs(2);
+
+/// How often in a row the machines are asked for what their own output gave rise to.
+const SETTLE_ROUNDS: usize = 8;
 
 /// How long changes of the peers are collected before they go to disk.
 const SAVE_DELAY: Duration = Duration::from_secs(2);
@@ -202,6 +208,8 @@ struct ZoneState {
     view: Option<BTreeMap<PublicKey, InstanceRecords>>,
     /// Whether it has shown a newer advert of this very node.
     outbid: bool,
+    /// Whether it has done so again: somebody else has the key, too.
+    has_twin: bool,
     /// Whether the newest advert is in it.
     published: bool,
 }
@@ -210,6 +218,8 @@ struct ZoneState {
 #[derive(Debug)]
 struct Due {
     advert: Option<Instant>,
+    /// With the next advert, all paths are checked.
+    recheck: bool,
     heard: Instant,
     save: Option<Instant>,
     apply: Option<Instant>,
@@ -281,7 +291,8 @@ impl Node {
     fn handle_outbid(&mut self, now: Instant) {
         let mut due = now;
         if std::mem::replace(&mut self.zone.outbid, true) {
-            warn!("another machine runs with this node's key: give it one of its own");
+            warn!("{TWIN}");
+            self.zone.has_twin = true;
             due += OUTBID_PAUSE;
         }
         self.due.advert = Some(self.due.advert.map_or(due, |known| known.min(due)));
@@ -393,6 +404,9 @@ impl Node {
         if outdated || self.due.advert.is_some_and(|due| due <= now) {
             self.due.advert = None;
             self.advertise(now, wall);
+            if std::mem::take(&mut self.due.recheck) {
+                self.mesh.handle_moved(now);
+            }
         }
         if self.due.save.is_some_and(|due| due <= now) {
             self.due.save = None;
@@ -429,6 +443,16 @@ impl Node {
 
     /// Lets out what the machines have to say until they are silent.
     async fn settle(&mut self) {
+        for _ in 0..SETTLE_ROUNDS {
+            self.settle_once().await;
+            if self.mesh.is_silent() {
+                return;
+            }
+        }
+    }
+
+    /// The same once: what is done with one thing may give rise to the next.
+    async fn settle_once(&mut self) {
         let now = Instant::now();
         while let Some(event) = self.stun.poll_event() {
             match event {

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use zonemesh_discovery::identity::PublicKey;
 use zonemesh_punch::{Tier, Verdict, Via};
 
-use super::{Event, Node, start::TRUST_WARNING};
+use super::{Event, Node, TWIN, start::TRUST_WARNING};
 use crate::{
     config::Trust,
     control::{ControlRequest, Reply, Request},
@@ -28,6 +28,9 @@ const ECHO_LIMIT: Duration = Duration::from_secs(1);
 /// A static peer has a path while its session lives: REJECT_AFTER_TIME (WireGuard's
 /// paper, §6.1).
 const SESSION_LIFE: Duration = Duration::from_secs(180);
+
+/// Why a peer is reached as it is for which no path is sought.
+const FIXED: &str = "it is where the configuration, or its last packet, says";
 
 /// An echo, on its way back through the loop to whoever asked for it.
 #[derive(Debug)]
@@ -92,7 +95,7 @@ impl Node {
             name: self.mesh.advert(&node).map(|advert| advert.name.clone()).unwrap_or_default(),
             public_key: node.to_string(),
             path: report.map_or(PathStatus::NONE, |report| self.path_status(&report)),
-            reason: verdict.map_or("no pair is known".to_owned(), |verdict| verdict.to_string()),
+            reason: verdict.map_or(FIXED.to_owned(), |verdict| verdict.to_string()),
             advice: verdict.and_then(Verdict::advice).map(str::to_owned),
             pairs: pairs
                 .iter()
@@ -197,6 +200,9 @@ impl Node {
         let mut warnings = self.config.warnings.clone();
         if self.config.trust == Trust::Zone && self.config.zone.is_some() {
             warnings.push(TRUST_WARNING.to_owned());
+        }
+        if self.zone.has_twin {
+            warnings.push(TWIN.to_owned());
         }
         warnings.extend(self.mesh.resolved().refused.iter().map(ToString::to_string));
         if self.due.apply.is_some() {

@@ -121,6 +121,7 @@ impl Node {
             zone: ZoneState { stun_servers: known, ..ZoneState::default() },
             due: Due {
                 advert: Some(now + GATHER_LIMIT),
+                recheck: false,
                 heard: now + HEARD_INTERVAL,
                 save: None,
                 apply: None,

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use serde_json::Value;
 use zonemesh::lab::{
+    member::Member,
     nat::Kind,
     relay_server::{Over, RelayKind},
     world::isolated,
@@ -89,6 +90,26 @@ fn meet_by_relay(over: Over) {
         let remote: SocketAddr =
             path["remote"].as_str().unwrap_or_default().parse().expect("an address");
         assert!(!path["relay"].is_null() && remote.port() != 0, "{path}");
+        assert_explained(from, to);
     }
     finish([a, b]);
+}
+
+/// `explain` tells why, and every way that was tried; for programs and for people.
+fn assert_explained(from: &Member, to: &str) {
+    let ask = |arguments: &[&str]| {
+        let output = from.command("explain").arg(to).args(arguments).output().expect("it runs");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let told: Value = serde_json::from_str(&ask(&["--json"])).expect("JSON");
+    assert_eq!(told["path"]["kind"], "relayed", "{told}");
+    assert!(told["reason"].as_str().is_some_and(|reason| reason.contains("relay")), "{told}");
+    let pairs = told["pairs"].as_array().expect("the pairs");
+    let in_use = pairs.iter().filter(|pair| pair["selected"] == true).count();
+    assert_eq!(in_use, 1, "{told}");
+    let tried = |pair: &Value| pair["tier"] == "direct" && pair["last_sent_s"].is_f64();
+    assert!(pairs.iter().any(tried), "{told}");
+    let text = ask(&[]);
+    assert!(text.contains("why     ") && text.contains("RESULT"), "{text}");
 }

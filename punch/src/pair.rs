@@ -78,6 +78,9 @@ const RIVAL: Duration = Duration::from_secs(2);
 /// Any other pair that once answered. It is looked at when it may be needed.
 const DISTANT: Duration = Duration::from_secs(3600);
 
+/// How long the peer is waited for at our relay, before the relay is asked to send first.
+const PASSIVE_FOR: Duration = Duration::from_secs(5);
+
 /// A pair that has just missed this many answers is no longer one to fall back on.
 const DOUBTS: u32 = 2;
 
@@ -281,6 +284,16 @@ impl Pair {
     /// The peer tells that WireGuard's packets arrive there.
     pub(crate) fn note_arrival(&mut self, at: Instant) {
         self.last_arrival = self.last_arrival.max(Some(at));
+    }
+
+    /// Whether the peer is only let in at our relay for now. What the relay would send to
+    /// the peer's NAT may come there before anything of the peer's went out, and the peer
+    /// sends to the relay as soon as it knows of it.
+    pub(crate) fn is_passive(&self, now: Instant) -> bool {
+        let by_relay = matches!(self.route.via, Via::Relay(_));
+        let behind_nat = self.kind != CandidateKind::Relayed && self.last_heard.is_none();
+        let State::Probing { since, .. } = self.state else { return false };
+        by_relay && behind_nat && now < since + PASSIVE_FOR
     }
 
     /// Whether it carries what we send, as far as can be known now.

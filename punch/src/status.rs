@@ -18,7 +18,8 @@ pub struct Transmit {
     pub dont_fragment: bool,
     /// It is to get at most so many routers far (the IPv4 time to live, or IPv6 hop
     /// limit): it opens this node's own NAT, and is not to reach the peer's. Where that
-    /// cannot be done it must not be sent at all.
+    /// cannot be done it must not be sent at all. By a relay nothing is sent either: the
+    /// peer is let in there.
     pub hops: Option<u8>,
 }
 

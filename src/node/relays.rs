@@ -222,6 +222,9 @@ impl Node {
         if self.send_fresh(transmit) {
             return;
         }
+        if let (Via::Relay(id), Some(_), Some(relays)) = (route.via, hops, self.relays.relays()) {
+            return relays.admit(id, route.remote, now);
+        }
         if let Some(hops) = hops {
             return self.data.send_near(*route, payload, *hops);
         }

@@ -190,6 +190,17 @@ impl Relays {
         }
     }
 
+    /// Lets a peer send to this node by a relay, and sends it nothing.
+    pub fn admit(&mut self, id: u32, peer: SocketAddr, now: Instant) {
+        self.now = now;
+        let Some(leg) = self.legs.get_mut(&id) else { return };
+        leg.peers.insert(peer);
+        if let Some(client) = &mut leg.client {
+            client.bind(peer, now);
+            self.drain(id);
+        }
+    }
+
     /// The connection that relay `id` wanted is open.
     pub fn handle_opened(&mut self, id: u32, now: Instant, wall: SystemTime) {
         (self.now, self.wall) = (now, wall);

@@ -144,7 +144,9 @@ impl Agent {
 
     pub(super) fn check_pair(&mut self, route: Route, now: Instant) {
         let nominate = self.keys.controlling() && self.selected == Some(route);
-        self.send_check(route, What::Check { nominate }, now);
+        let is_passive = self.pair_mut(route).is_some_and(|pair| pair.is_passive(now));
+        let what = if is_passive { What::Opener { hops: 0 } } else { What::Check { nominate } };
+        self.send_check(route, what, now);
         let usage = self.usage(route, now);
         let jitter = self.rng.random();
         let Some(pair) = self.pair_mut(route) else { return };

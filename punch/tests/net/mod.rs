@@ -469,6 +469,10 @@ impl World {
                 packets.push(transmit);
             }
             for transmit in packets {
+                if let (Via::Relay(id), Some(_)) = (transmit.route.via, transmit.hops) {
+                    self.permit(HostId(index), id, transmit.route.remote);
+                    continue;
+                }
                 let host = &mut self.hosts[index];
                 host.packets_out += 1;
                 host.bytes_out += u64::try_from(transmit.payload.len()).expect("short");

@@ -201,7 +201,10 @@ impl Stream {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => return Ok(true),
+                    io::ErrorKind::WouldBlock => {
+                        self.forget_sent();
+                        return Ok(true);
+                    }
                     io::ErrorKind::Interrupted => {}
                     _ => return Err(Ended::Closed),
                 },
@@ -213,6 +216,15 @@ impl Stream {
             self.outbound = Vec::new();
         }
         Ok(false)
+    }
+
+    /// Lets go of what has gone, once it is as much as may wait: where something always
+    /// waits, it would pile up.
+    fn forget_sent(&mut self) {
+        if self.sent >= MAX_WAITING {
+            self.outbound.drain(..self.sent);
+            self.sent = 0;
+        }
     }
 
     /// Whether there may be more to send.
@@ -258,7 +270,32 @@ pub(super) fn cut(bytes: &[u8], stranger: bool) -> Result<Option<(&[u8], usize)>
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
+    use zonemesh_punch::turn::server::ClientTransport;
+
     use super::*;
+
+    #[test]
+    fn what_has_gone_is_let_go_though_something_always_waits() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let local = listener.local_addr().expect("an address");
+        let mut client = TcpStream::connect(local).expect("a connection");
+        let (socket, remote) = listener.accept().expect("the same connection");
+        SockRef::from(&client).set_recv_buffer_size(16 << 10).expect("a short queue");
+        SockRef::from(&socket).set_send_buffer_size(16 << 10).expect("a short queue");
+        let client_addr = ClientAddr { transport: ClientTransport::Tcp, local, remote };
+        let mut stream = Stream::new(socket, client_addr, None, Instant::now()).expect("a stream");
+        let mut taken = vec![0; 64 << 10];
+        let mut total = 0;
+        while total < 8 * MAX_WAITING {
+            while stream.push_frame([0x40, 0, 0x10, 0], &[7; 4096]) {}
+            assert_eq!(stream.flush(), Ok(true), "the client is slow");
+            let held = stream.outbound.len();
+            assert!(held <= 2 * MAX_WAITING, "{held} bytes are held");
+            total += client.read(&mut taken).expect("some of what was sent");
+        }
+    }
 
     #[test]
     fn a_stream_is_cut_into_messages_and_frames() {

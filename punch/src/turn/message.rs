@@ -52,9 +52,12 @@ pub const UDP: u8 = 17;
 const INTEGRITY: u16 = 0x0008;
 const INTEGRITY_LEN: usize = 4 + 20;
 
-/// Room for every attribute but the data: three texts of at most 763 bytes
-/// (RFC 8489 §14), the addresses apart.
-const ATTRIBUTES_LEN: usize = 4096;
+/// Room for the header and for one of every attribute, without the texts' and data's own
+/// bytes, but with their padding.
+const FIXED_LEN: usize = 256;
+
+/// Room for a text: at most 763 bytes (RFC 8489 §14), padded.
+const TEXT_LEN: usize = 764;
 
 /// Bytes of an IPv6 address attribute with its header.
 const ADDRESS_LEN: usize = 24;
@@ -445,6 +448,11 @@ impl Message {
     /// [`EncodeError`] where a text has characters that its attribute does not allow,
     /// or all together is longer than a message can be.
     pub fn encode(&self, key: Option<&Key>) -> Result<Vec<u8>, EncodeError> {
+        let room = self.room();
+        // stun-rs adds up 16 bits, the header's length among them.
+        if room > usize::from(u16::MAX) {
+            return Err(EncodeError);
+        }
         let mut builder = StunMessageBuilder::new(self.method.to_stun(), self.class.to_stun())
             .with_transaction_id(self.id.into());
         macro_rules! attribute {
@@ -522,16 +530,23 @@ impl Message {
         if self.fingerprint {
             attribute!(Fingerprint::default());
         }
-        let variable = self.data.as_ref().map_or(0, Vec::len)
-            + ADDRESS_LEN * (self.peers.len() + self.relayed.len())
-            + 2 * self.unknown.len()
-            + self.failure.as_ref().map_or(0, |failure| failure.reason.len())
-            + self.address_failure.as_ref().map_or(0, |(_, failure)| failure.reason.len());
-        let mut bytes = vec![0; ATTRIBUTES_LEN + variable];
+        let mut bytes = vec![0; room];
         let length = MessageEncoder::default()
             .encode(&mut bytes, &builder.build())
             .map_err(|_| EncodeError)?;
         bytes.truncate(length);
         Ok(bytes)
+    }
+
+    /// How long it is at most.
+    fn room(&self) -> usize {
+        let texts = [&self.username, &self.realm, &self.nonce];
+        FIXED_LEN
+            + TEXT_LEN * texts.into_iter().flatten().count()
+            + ADDRESS_LEN * (self.peers.len() + self.relayed.len())
+            + 2 * self.unknown.len()
+            + self.data.as_ref().map_or(0, Vec::len)
+            + self.failure.as_ref().map_or(0, |failure| failure.reason.len())
+            + self.address_failure.as_ref().map_or(0, |(_, failure)| failure.reason.len())
     }
 }

@@ -54,6 +54,24 @@ fn every_field_comes_back() {
 }
 
 #[test]
+fn what_is_longer_than_a_message_can_be_is_refused() {
+    let peer: SocketAddr = "[2001:db8::1]:4001".parse().expect("an address");
+    let indication = |len| Message {
+        peers: vec![peer],
+        data: Some(vec![7; len]),
+        ..Message::new(Method::Data, Class::Indication, ID)
+    };
+    let longest = indication(65_000);
+    let bytes = longest.encode(None).expect("it can be written");
+    assert_eq!(Message::parse(&bytes), Ok(longest));
+    for len in (65_400..=65_600).chain([131_072]) {
+        assert_eq!(indication(len).encode(None), Err(EncodeError), "{len} bytes");
+    }
+    let crowd = Message { data: None, peers: vec![peer; 4000], ..indication(0) };
+    assert_eq!(crowd.encode(None), Err(EncodeError));
+}
+
+#[test]
 fn only_the_key_that_signed_verifies() {
     let message = full();
     let signed = message.encode(Some(&key())).expect("it can be written");

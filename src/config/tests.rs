@@ -152,6 +152,7 @@ fn a_rendezvous_needs_its_section_alone() {
     assert!(!serve.enabled && serve.stun && serve.turn);
     let listen: Vec<String> = serve.listen.iter().map(ToString::to_string).collect();
     assert_eq!(listen, ["0.0.0.0:3478", "[::]:3478"]);
+    assert_eq!((serve.limits.permissions, serve.limits.channels), (4096, 4096));
     let shown = format!("{serve:?}");
     assert!(!shown.contains("any text"), "the secret is not shown");
     let node = parse_in(&folder, "[zone]\nname = \"m.example\"").expect("a node");

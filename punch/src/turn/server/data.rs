@@ -7,6 +7,15 @@ use rand::RngExt;
 use super::{ClientAddr, Forward, Forwarded, Load, PeerAddr, RelayId, Server};
 use crate::turn::message::{Class, Family, Message, Method};
 
+/// Bytes of the headers of IP (RFC 791 §3.1, RFC 8200 §3) and UDP: a datagram without
+/// any data is a load on the network, too.
+const fn headers_len(family: Family) -> u64 {
+    match family {
+        Family::V4 => 20 + 8,
+        Family::V6 => 40 + 8,
+    }
+}
+
 impl Server {
     /// Says where data that a client sent on a channel goes on to, if anywhere.
     pub fn channel_data(
@@ -55,14 +64,16 @@ impl Server {
         bytes: &[u8],
         now: Instant,
     ) -> Option<Forwarded> {
-        // RFC 8656 §11.2: what is not exactly right is dropped.
-        let slot = self.slot(&client);
-        let (
-            Some(slot),
-            Ok(Message { peers, data: Some(payload), not_understood, dont_fragment, .. }),
-        ) = (slot, Message::parse(bytes))
-        else {
+        // A stranger's is not even read.
+        let Some(slot) = self.slot(&client) else {
             self.counters.unpermitted += 1;
+            return None;
+        };
+        // RFC 8656 §11.2: what is not exactly right is dropped.
+        let Ok(Message { peers, data: Some(payload), not_understood, dont_fragment, .. }) =
+            Message::parse(bytes)
+        else {
+            self.counters.junk += 1;
             return None;
         };
         let ([peer], []) = (&peers[..], &not_understood[..]) else {
@@ -98,7 +109,8 @@ impl Server {
                 return None;
             }
         }
-        self.charge(slot, load, now).then_some(to).inspect(|_| self.counters.relayed += load)
+        let charged = self.charge(relay, load, now);
+        charged.then_some(to).inspect(|_| self.counters.relayed += load)
     }
 
     /// Where data that has come to a relayed address goes on to.
@@ -121,17 +133,18 @@ impl Server {
             Some(channel) => Forward::Channel { client, channel },
             None => Forward::Indication { client, peer },
         };
-        self.charge(relay.slot, load, now).then_some(to)
+        self.charge(relay, load, now).then_some(to)
     }
 
-    /// Takes a load off the bandwidth of an allocation and of the whole, if there is
-    /// room for it.
-    fn charge(&mut self, slot: u32, load: Load, now: Instant) -> bool {
-        let Some(allocation) = self.slots[slot as usize].as_mut() else { return false };
-        let room = self.bandwidth.has(load.bytes, now) && allocation.bandwidth.has(load.bytes, now);
+    /// Takes a load, with the headers of its datagrams, off the bandwidth of an
+    /// allocation and of the whole, if there is room for it.
+    fn charge(&mut self, relay: RelayId, load: Load, now: Instant) -> bool {
+        let Some(allocation) = self.slots[relay.slot as usize].as_mut() else { return false };
+        let bytes = load.bytes + load.packets * headers_len(relay.family);
+        let room = self.bandwidth.has(bytes, now) && allocation.bandwidth.has(bytes, now);
         if room {
-            self.bandwidth.spend(load.bytes, now);
-            allocation.bandwidth.spend(load.bytes, now);
+            self.bandwidth.spend(bytes, now);
+            allocation.bandwidth.spend(bytes, now);
         } else {
             self.counters.over_limit += load.packets;
         }

@@ -84,24 +84,19 @@ fn is_public_v4(ip: Ipv4Addr) -> bool {
 fn is_public_v6(ip: Ipv6Addr) -> bool {
     let segments = ip.segments();
     match segments {
-        // Loopback, unspecified, and IPv4 in all its disguises (RFC 4291 §2.5.5).
-        [0, 0, 0, 0, 0, ..] => false,
         // NAT64 (RFC 6052): what is behind it is an IPv4 host.
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] => {
             let [a, b] = high.to_be_bytes();
             let [c, d] = low.to_be_bytes();
             is_public_v4(Ipv4Addr::new(a, b, c, d))
         }
-        // A network's own NAT64 (RFC 8215), discard (RFC 6666), Teredo and other
-        // protocols' (RFC 2928, of which 2001:2::/48 is for tests), 6to4 (RFC 3056).
-        [0x64, 0xff9b, 1, ..] | [0x100, 0, 0, 0, ..] | [0x2001, 0 | 1, ..] | [0x2002, ..] => false,
-        [first, ..] => {
-            let local = first & 0xffc0 == 0xfe80; // link-local, RFC 4291 §2.5.6
-            let site = first & 0xffc0 == 0xfec0; // site-local, RFC 3879
-            let unique = first & 0xfe00 == 0xfc00; // RFC 4193
-            let multicast = first & 0xff00 == 0xff00; // RFC 4291 §2.7
-            !(local || site || unique || multicast)
-        }
+        // Teredo and other protocols' (RFC 2928, of which 2001:2::/48 is for tests), 6to4
+        // (RFC 3056).
+        [0x2001, 0 | 1, ..] | [0x2002, ..] => false,
+        // All that IANA gives away is in 2000::/3 (RFC 4291 §2.4). What is not there is
+        // loopback, local or a group, or IPv4 in one of its disguises (RFC 4291 §2.5.5,
+        // RFC 2765 §2.1, RFC 8215).
+        [first, ..] => first & 0xe000 == 0x2000,
     }
 }
 
@@ -142,10 +137,16 @@ mod tests {
             "::7f00:1",
             "::ffff:127.0.0.1",
             "::ffff:8.8.8.8",
+            "::ffff:0:8.8.8.8",
+            "::ffff:0:127.0.0.1",
             "64:ff9b::7f00:1",
             "64:ff9b::a01:203",
             "64:ff9b:1::1",
             "100::1",
+            "200::1",
+            "1fff::1",
+            "4000::1",
+            "5f00::1",
             "2001::1",
             "2002:7f00:1::1",
             "fc00::1",

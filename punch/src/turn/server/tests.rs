@@ -575,6 +575,49 @@ fn no_more_is_relayed_than_the_bandwidth() {
 }
 
 #[test]
+fn datagrams_without_data_count_by_their_headers() {
+    let mut config = config();
+    config.limits.bandwidth = Some(1_000_000);
+    let mut world = World::new(config);
+    let relayed = world.allocate(client(1));
+    world.bind(client(1), 0x4000, addr("203.0.113.9:7"));
+    let relay = world.relay(relayed);
+    let peer = peer("203.0.113.9:7");
+    let mut passed = 0;
+    for count in 0..100_000 {
+        let (server, now) = (&mut world.server, world.now);
+        let to = if count % 2 == 0 {
+            server.channel_data(&client(1), 0x4000, load(1, 0), now)
+        } else {
+            server.peer_data(relay, peer, load(1, 0), now)
+        };
+        passed += u64::from(to.is_some());
+    }
+    assert_eq!(passed, 1_000_000 / 28);
+}
+
+#[test]
+fn what_strangers_send_is_neither_read_nor_answered_where_it_is_long() {
+    let mut world = World::new(config());
+    let long = Some(vec![7; 60_000]);
+    let id = [1; 12];
+    let binding =
+        Message { data: long.clone(), ..Message::new(Method::Binding, Class::Request, id) };
+    let bytes = binding.encode(None).expect("written");
+    assert_eq!(world.send(client(1), &bytes), None);
+    assert_eq!(world.server.counters().junk, 1);
+    // A Send that cannot be read counts as what it is only where somebody may send.
+    let send = Message { data: long, ..Message::new(Method::Send, Class::Indication, id) };
+    let mut bytes = send.encode(None).expect("written");
+    bytes[22] = 0xff;
+    assert_eq!(world.send(client(1), &bytes), None);
+    assert_eq!((world.server.counters().junk, world.server.counters().unpermitted), (1, 1));
+    world.allocate(client(1));
+    assert_eq!(world.send(client(1), &bytes), None);
+    assert_eq!((world.server.counters().junk, world.server.counters().unpermitted), (2, 1));
+}
+
+#[test]
 fn a_flood_of_strangers_gets_few_answers_and_leaves_nothing() {
     let mut world = World::new(config());
     let request = Message::new(Method::Allocate, Class::Request, [1; 12]);

@@ -65,9 +65,10 @@ pub struct Limits {
     pub permissions: usize,
     /// Channels of an allocation.
     pub channels: usize,
-    /// Bytes per second that all allocations relay, both ways together.
+    /// Bytes per second that all allocations relay, both ways together, with the headers
+    /// of IP and UDP.
     pub bandwidth: Option<u64>,
-    /// Bytes per second that one allocation relays, both ways together.
+    /// Bytes per second that one allocation relays, counted the same way.
     pub bandwidth_per_allocation: Option<u64>,
     /// Answers per second to one IPv4 address or IPv6 /64 that has shown no credential.
     pub strangers: u32,
@@ -75,14 +76,15 @@ pub struct Limits {
 
 impl Default for Limits {
     /// For a mesh of 1,000 nodes on one relay: each has an allocation or two, with a
-    /// channel to every other one at worst.
+    /// permission and a channel for each address that another node may be found at, a few
+    /// per node.
     fn default() -> Self {
         Self {
             allocations: 4096,
             allocations_per_account: 32,
             allocations_per_source: 256,
-            permissions: 1024,
-            channels: 1024,
+            permissions: 4096,
+            channels: 4096,
             bandwidth: None,
             bandwidth_per_allocation: None,
             strangers: 50,

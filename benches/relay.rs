@@ -259,7 +259,8 @@ impl End {
     ) -> Result<()> {
         let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
         let credentials = Credentials::time_limited(secret.as_bytes(), "bench", unix + 3600);
-        let config = ClientConfig { credentials, transport: Transport::Datagram, seed: [7; 32] };
+        let transport = Transport::Datagram;
+        let config = ClientConfig { credentials, server: relay, transport, seed: [7; 32] };
         let start = Instant::now();
         let mut client = Client::new(config, start);
         client.bind(address, start);

@@ -74,7 +74,7 @@ impl Candidate {
 
 /// Whether an address is one of the Internet: not loopback, private (RFC 1918), shared
 /// (RFC 6598), link-local or unique-local (RFC 4193).
-fn is_public(ip: IpAddr) -> bool {
+pub(crate) fn is_public(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(v4) => {
             let [a, b, ..] = v4.octets();

@@ -82,6 +82,20 @@ fn a_relay_is_asked_for_the_internet_only() {
 }
 
 #[test]
+fn a_relayed_address_in_somebody_s_own_network_is_not_checked() {
+    let (mut world, a, _) = node();
+    let now = world.now;
+    let candidates = [
+        candidate(CandidateKind::Host, "192.168.1.2:5"),
+        candidate(CandidateKind::Relayed, "192.168.1.1:53"),
+        candidate(CandidateKind::Relayed, "203.0.113.1:5"),
+    ];
+    world.agent(a).set_remote_candidates(&candidates, now);
+    let routes: Vec<Route> = world.agent(a).pairs().map(|pair| pair.route).collect();
+    assert_eq!(routes, ["192.168.1.2:5", "203.0.113.1:5"].map(|to| Route::direct(addr(to))));
+}
+
+#[test]
 fn direct_pairs_and_one_of_a_relay_are_checked_first() {
     let (mut world, a, _) = node();
     let now = world.now;

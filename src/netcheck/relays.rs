@@ -117,7 +117,8 @@ async fn ask(server: &RelayServer, secret: &[u8], ca: Option<&Path>) -> Result<G
     let (wire, transport) = Wire::open(server, ca).await?;
     let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let credentials = Credentials::time_limited(secret, NAME, now_s + CREDENTIAL_LIFE);
-    let config = ClientConfig { credentials, transport, seed: rand::random() };
+    let seed = rand::random();
+    let config = ClientConfig { credentials, server: server.addr, transport, seed };
     let mut client = Client::new(config, Instant::now());
     loop {
         wire.send_all(&mut client).await;

@@ -41,7 +41,8 @@ impl Leg {
             Transport::Udp => turn::Transport::Datagram,
             Transport::Tcp | Transport::Tls => turn::Transport::Stream,
         };
-        let mut client = Client::new(ClientConfig { credentials, transport, seed }, now);
+        let config = ClientConfig { credentials, server: self.server.addr, transport, seed };
+        let mut client = Client::new(config, now);
         client.set_peers(&self.peers, now);
         self.client = Some(client);
         self.renew = Some(renew);

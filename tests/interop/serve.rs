@@ -401,7 +401,8 @@ impl OurClient {
         let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let end = unix.expect("after 1970").as_secs() + 600;
         let credentials = Credentials::time_limited(secret.as_bytes(), name, end);
-        let config = ClientConfig { credentials, transport: Transport::Datagram, seed: [7; 32] };
+        let transport = Transport::Datagram;
+        let config = ClientConfig { credentials, server, transport, seed: [7; 32] };
         let machine = Client::new(config, Instant::now());
         Self { socket, server, machine, events: Vec::new() }
     }

@@ -62,11 +62,12 @@ impl Agent {
         }
     }
 
-    /// The routes to the peer's candidates: to each from WireGuard's socket, and through
-    /// each relay to those that it can reach. Among the latter is always one that the
+    /// The routes to the peer's candidates: to each from WireGuard's socket, but for what a
+    /// relay says of somebody's own network; and through each relay to those that it can reach. Among the latter is always one that the
     /// peer has on a relay: where UDP is blocked for both, it is the only way.
     fn wanted(&self) -> Vec<(Route, CandidateKind)> {
-        let direct = self.remotes.iter().map(|c| (Route::direct(c.addr), c.kind));
+        let fits = |c: &&Candidate| c.kind != CandidateKind::Relayed || c.is_for_relays();
+        let direct = self.remotes.iter().filter(fits).map(|c| (Route::direct(c.addr), c.kind));
         let mut wanted: Vec<_> = direct.collect();
         for relay in &self.relays {
             let fits = |candidate: &&Candidate| {

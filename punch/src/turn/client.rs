@@ -29,7 +29,8 @@
 //! A relay is not trusted. It can withhold and invent what peers send, which their own
 //! keys show; it cannot make this client send more than a request for each answer, a
 //! bounded number of times, and nothing to anybody else: another server that it names
-//! (300) is reported, not asked. Answers to signed requests must be signed. Refusals need
+//! (300) is reported, not asked. A relayed address that is none of the Internet is taken
+//! only from a server that has none either: peers send to it what we tell them. Answers to signed requests must be signed. Refusals need
 //! not be, since servers do not sign all of them; who can invent one has seen the
 //! request, and could as well hold it back.
 //!
@@ -62,7 +63,7 @@ use super::{
     credentials::Credentials,
     message::{self, Class, Family, IntegrityError, Key, Message, Method, UDP},
 };
-use crate::candidate::canonical;
+use crate::candidate::{Candidate, CandidateKind, canonical, is_public};
 
 /// The most peers with a channel: there are so many numbers.
 pub const MAX_PEERS: usize = 4096;
@@ -90,6 +91,7 @@ const MAX_QUEUED: usize = 256;
 #[derive(Debug)]
 pub struct Client {
     credentials: Credentials,
+    server: SocketAddr,
     transport: Transport,
     rng: StdRng,
     phase: Phase,
@@ -139,6 +141,7 @@ impl Client {
         let channels = Channels::new(rng.random());
         let mut client = Self {
             credentials: config.credentials,
+            server: plain(config.server),
             transport: config.transport,
             rng,
             phase: Phase::Allocating { family: None, clearing: None, again: None },
@@ -404,9 +407,9 @@ impl Client {
     fn handle_success(&mut self, asked: &Transaction, answer: &Message, now: Instant) {
         match asked.purpose {
             Purpose::Allocate => {
-                let Some(relayed) = answer.relayed.iter().copied().map(plain).find(is_usable)
-                else {
-                    return self.end(EndReason::Unusable);
+                let relayed = match self.pick_relayed(answer) {
+                    Ok(relayed) => relayed,
+                    Err(reason) => return self.end(reason),
                 };
                 let mapped = answer.mapped.map(plain);
                 let refresh = now + keepalive(answer.lifetime);
@@ -431,6 +434,16 @@ impl Client {
                 }
             }
         }
+    }
+
+    /// The relayed address, if it may be told to peers: they will all check it.
+    fn pick_relayed(&self, answer: &Message) -> Result<SocketAddr, EndReason> {
+        let relayed = answer.relayed.iter().copied().map(plain).find(is_usable);
+        let relayed = relayed.ok_or(EndReason::Unusable)?;
+        if is_public(self.server.ip()) && !is_public(relayed.ip()) {
+            return Err(EndReason::PrivateRelayed(relayed));
+        }
+        Ok(relayed)
     }
 
     /// The server wants a credential, or a newer nonce.
@@ -616,7 +629,7 @@ fn plain(addr: SocketAddr) -> SocketAddr {
 
 /// Whether an address that a relay names can be one at all.
 fn is_usable(addr: &SocketAddr) -> bool {
-    addr.port() != 0 && !addr.ip().is_unspecified() && !addr.ip().is_multicast()
+    Candidate { kind: CandidateKind::Relayed, addr: *addr }.is_usable()
 }
 
 /// When to ask again, by the lifetime that the server gives (in seconds).

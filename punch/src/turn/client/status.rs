@@ -18,6 +18,8 @@ pub enum Transport {
 pub struct ClientConfig {
     /// Who this node is to the relay.
     pub credentials: Credentials,
+    /// Where the relay is, as far as this node can tell.
+    pub server: SocketAddr,
     /// How the relay is reached.
     pub transport: Transport,
     /// Makes the transaction numbers, which nobody may guess.
@@ -116,6 +118,10 @@ pub enum EndReason {
     /// nonces.
     #[error("what the relay answers is of no use")]
     Unusable,
+    /// A relay in the Internet gives addresses of the Internet: what else it names would have
+    /// all peers look around in their own networks.
+    #[error("the relay names {0}, which is no address of the Internet, as the relayed one")]
+    PrivateRelayed(SocketAddr),
     /// By [`Client::close`](super::Client::close).
     #[error("closed")]
     Closed,

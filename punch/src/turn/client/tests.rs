@@ -8,6 +8,7 @@ use super::*;
 use crate::turn::message::{Failure, TransactionId};
 
 const SECRET: &str = "the relay's secret";
+const SERVER: &str = "198.51.100.10:3478";
 const REALM: &str = "mesh.example";
 
 #[test]
@@ -20,6 +21,30 @@ fn an_allocation_takes_two_round_trips() {
     assert_eq!(world.client.mapped(), mapped);
     assert_eq!(world.server.heard, 2);
     assert_eq!(world.client.rtt(), Some(2 * DELAY));
+}
+
+#[test]
+fn a_relay_in_the_internet_gives_no_address_of_anybody_s_own_network() {
+    for named in
+        ["192.168.1.1:53", "100.64.0.1:53", "169.254.1.1:53", "127.0.0.1:53", "[fd00::1]:53"]
+    {
+        let named: SocketAddr = named.parse().expect("an address");
+        let mut world = World::new();
+        world.server.relayed_addr = named;
+        world.run(Duration::from_secs(5));
+        assert_eq!(world.told, [Event::Ended(EndReason::PrivateRelayed(named))]);
+        // One that is in such a network itself may.
+        let mut world = World::at("10.0.0.1:3478", Transport::Datagram, 7);
+        world.server.relayed_addr = named;
+        world.run(Duration::from_secs(5));
+        assert_eq!(world.client.relayed(), Some(named));
+    }
+    for nowhere in ["0.1.2.3:53", "255.255.255.255:53", "224.0.0.1:53", "203.0.113.1:0"] {
+        let mut world = World::new();
+        world.server.relayed_addr = nowhere.parse().expect("an address");
+        world.run(Duration::from_secs(5));
+        assert_eq!(world.ended(), Some(EndReason::Unusable), "{nowhere}");
+    }
 }
 
 #[test]
@@ -362,9 +387,14 @@ impl World {
     }
 
     fn with(transport: Transport, seed: u8) -> Self {
+        Self::at(SERVER, transport, seed)
+    }
+
+    fn at(server: &str, transport: Transport, seed: u8) -> Self {
         let now = Instant::now();
         let credentials = Credentials::new("node", SECRET);
-        let config = ClientConfig { credentials, transport, seed: [seed; 32] };
+        let server = server.parse().expect("an address");
+        let config = ClientConfig { credentials, server, transport, seed: [seed; 32] };
         Self {
             client: Client::new(config, now),
             server: Server::default(),

@@ -3,6 +3,9 @@
 //! Whatever can be read is read in batches, each socket one batch in its turn. What the
 //! machine wants done after it was told something is done at once ([`Engine::settle`]).
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::HashMap,
     io,
@@ -183,7 +186,7 @@ impl Engine {
         bell: Arc<OwnedFd>,
     ) -> anyhow::Result<Self> {
         let now = Instant::now();
-        let limits = limits::within_open_files(config);
+        let limits = limits::within_open_files(config, !own_ports.is_empty());
         let tls = config.tls.as_ref().map(tls::config).transpose()?;
         let server = Server::new(
             ServerConfig {
@@ -296,6 +299,10 @@ impl Engine {
         Ok(epoll::add(&self.poller, source, token.data(), EventFlags::IN)?)
     }
 
+    pub(super) fn unwatch(&self, source: &impl AsFd) -> io::Result<()> {
+        Ok(epoll::delete(&self.poller, source)?)
+    }
+
     /// Has the poller also tell when a stream can be written to, or no more.
     pub(super) fn watch_writes(
         &self,
@@ -364,6 +371,7 @@ impl Engine {
 
     fn tick(&mut self, now: Instant) {
         self.server.set_clock(unix_s(), now);
+        self.wake_acceptors();
         self.end_idle_streams(now);
         let counters = self.server.counters();
         let (last, done) = self.told;
@@ -398,11 +406,7 @@ impl Engine {
                         let opened = self.open_relay(relay, bind);
                         self.server.handle_opened(relay, opened, now);
                     }
-                    Command::Close { relay } => {
-                        if let Some(place) = self.relays.get_mut(relay_number(relay) as usize) {
-                            *place = None;
-                        }
-                    }
+                    Command::Close { relay } => self.close_relay(relay),
                 }
             }
             let Some(transmit) = self.server.poll_transmit() else { return };
@@ -427,6 +431,14 @@ impl Engine {
                 debug!(%bind, "no relayed address: {error}");
                 false
             }
+        }
+    }
+
+    fn close_relay(&mut self, relay: RelayId) {
+        // Whoever is on board would leave by the next client's address.
+        self.leave();
+        if let Some(place) = self.relays.get_mut(relay_number(relay) as usize) {
+            *place = None;
         }
     }
 

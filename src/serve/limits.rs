@@ -9,6 +9,10 @@ use crate::config::ServeConfig;
 /// For listening sockets, the log and the like.
 const OTHERS: u64 = 128;
 
+/// For a node in the same process: the fresh sockets that it opens towards hard NATs, 320
+/// at most, the streams to its relays, and what it has anyway.
+const NODE: u64 = 512;
+
 /// How much the clients may have, in sockets as well.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Bounds {
@@ -19,9 +23,10 @@ pub(super) struct Bounds {
 
 /// The limits of the configuration, and less where the machine does not give as many
 /// files: who runs out of those can accept nothing any more. An allocation has up to two
-/// sockets, a stream one.
-pub(super) fn within_open_files(config: &ServeConfig) -> Bounds {
-    let wanted = OTHERS + 2 * config.limits.allocations as u64 + config.connections as u64;
+/// sockets, a stream one. A node beside, in the same process, needs some as well.
+pub(super) fn within_open_files(config: &ServeConfig, beside_node: bool) -> Bounds {
+    let wanted =
+        kept(beside_node) + 2 * config.limits.allocations as u64 + config.connections as u64;
     let limit = getrlimit(Resource::Nofile);
     let most = limit.maximum.unwrap_or(u64::MAX);
     let now = limit.current.unwrap_or(u64::MAX);
@@ -32,7 +37,7 @@ pub(super) fn within_open_files(config: &ServeConfig) -> Bounds {
         }
     }
     let available = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let bounds = bounds(config, available);
+    let bounds = bounds(config, available, beside_node);
     if available < wanted {
         warn!(
             "only {available} files may be open: at most {} allocations and {} streams (ulimit -n)",
@@ -42,14 +47,19 @@ pub(super) fn within_open_files(config: &ServeConfig) -> Bounds {
     bounds
 }
 
-fn bounds(config: &ServeConfig, available: u64) -> Bounds {
+/// How many files are not the clients'.
+fn kept(beside_node: bool) -> u64 {
+    if beside_node { OTHERS + NODE } else { OTHERS }
+}
+
+fn bounds(config: &ServeConfig, available: u64, beside_node: bool) -> Bounds {
     let mut bounds = Bounds {
         clients: config.limits.clone(),
         connections: config.connections,
         connections_per_source: config.connections_per_source,
     };
     let wanted = 2 * config.limits.allocations as u64 + config.connections as u64;
-    let available = available.saturating_sub(OTHERS);
+    let available = available.saturating_sub(kept(beside_node));
     if available < wanted {
         // As much less of the one as of the other.
         let share = |number: usize| {
@@ -73,12 +83,14 @@ mod tests {
     fn where_files_are_few_there_are_fewer_of_both() {
         let config = Config::parse(Path::new("zonemesh.toml"), "[serve]\nturn = false");
         let config = config.expect("a configuration").serve.expect("a [serve] section");
-        let plenty = bounds(&config, 100_000);
+        let plenty = bounds(&config, 100_000, true);
         assert_eq!((plenty.clients.allocations, plenty.connections), (4096, 4096));
-        let few = bounds(&config, 1024);
+        let few = bounds(&config, 1024, false);
         assert_eq!((few.clients.allocations, few.connections), (298, 298));
         assert!(2 * few.clients.allocations + few.connections + 128 <= 1024);
-        let none = bounds(&config, 0);
+        let beside = bounds(&config, 1024, true);
+        assert_eq!((beside.clients.allocations, beside.connections), (128, 128));
+        let none = bounds(&config, 0, false);
         assert_eq!((none.clients.allocations, none.connections), (1, 1));
     }
 }

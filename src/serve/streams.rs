@@ -11,7 +11,7 @@ use std::{
 
 use rustls::ServerConfig;
 use socket2::{Domain, Protocol, Socket, Type};
-use tracing::debug;
+use tracing::{debug, warn};
 use zonemesh_punch::turn::{
     channel,
     server::{ClientAddr, ClientTransport, Load},
@@ -36,6 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) struct Acceptor {
     listener: TcpListener,
     tls: Option<Arc<ServerConfig>>,
+    /// It is not watched, for nothing can be accepted now.
+    resting: bool,
 }
 
 impl Acceptor {
@@ -48,7 +50,7 @@ impl Acceptor {
         socket.set_nonblocking(true)?;
         socket.bind(&addr.into())?;
         socket.listen(BACKLOG)?;
-        Ok(Self { listener: socket.into(), tls })
+        Ok(Self { listener: socket.into(), tls, resting: false })
     }
 }
 
@@ -135,12 +137,7 @@ impl Engine {
             let acceptor = &self.acceptors[number as usize];
             let (socket, remote) = match acceptor.listener.accept() {
                 Ok(accepted) => accepted,
-                Err(error) => {
-                    if error.kind() != io::ErrorKind::WouldBlock {
-                        debug!("a stream was not accepted: {error}");
-                    }
-                    return;
-                }
+                Err(error) => return self.not_accepted(number, &error),
             };
             if !self.streams.has_room(remote.ip()) {
                 // Dropped, and so closed.
@@ -164,6 +161,33 @@ impl Engine {
                     }
                 }
                 Err(error) => debug!(%remote, "a stream was not taken: {error}"),
+            }
+        }
+    }
+
+    /// Nothing was accepted, be it that nobody is there. Where there are no more files to
+    /// be had, whoever waits goes on waiting, and the poller would tell of him all the
+    /// time: until the next tick it is not asked.
+    pub(super) fn not_accepted(&mut self, number: u32, error: &io::Error) {
+        match error.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                warn!("no stream can be accepted now: {error}");
+                let resting = self.unwatch(&self.acceptors[number as usize]).is_ok();
+                self.acceptors[number as usize].resting |= resting;
+            }
+            _ if error.kind() == io::ErrorKind::WouldBlock => {}
+            _ => debug!("a stream was not accepted: {error}"),
+        }
+    }
+
+    /// Looks again at who wants a stream.
+    pub(super) fn wake_acceptors(&mut self) {
+        for number in 0..self.acceptors.len() {
+            let acceptor = &self.acceptors[number];
+            let token = Token::Acceptor(u32::try_from(number).unwrap_or(u32::MAX));
+            // Where even that fails, at the next tick.
+            if acceptor.resting && self.watch(acceptor, token).is_ok() {
+                self.acceptors[number].resting = false;
             }
         }
     }

@@ -1,6 +1,7 @@
 //! `[serve]`: what `zonemesh serve` serves, and a node beside its own work.
 
 use std::{
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
     path::{Path, PathBuf},
@@ -134,12 +135,13 @@ fn everywhere(port: u16) -> Vec<SocketAddr> {
 
 fn tls(section: &mut Section<'_>, base: &Path) -> Result<Option<TlsConfig>> {
     let listen = listen(section, "tls_listen", TLS_PORT)?;
-    let cert_file = section.take("tls_cert_file").map(|item| path(&item, base)).transpose()?;
-    let key_file = section.take("tls_key_file").map(|item| path(&item, base)).transpose()?;
+    let cert_file = section.take("tls_cert_file");
+    let key_file = section.take("tls_key_file");
     match (listen, cert_file, key_file) {
         (None, None, None) => Ok(None),
         (listen, Some(cert_file), Some(key_file)) => {
             let listen = listen.unwrap_or_else(|| everywhere(TLS_PORT));
+            let (cert_file, key_file) = (readable(&cert_file, base)?, readable(&key_file, base)?);
             Ok(Some(TlsConfig { listen, cert_file, key_file }))
         }
         (_, None, _) => {
@@ -149,6 +151,17 @@ fn tls(section: &mut Section<'_>, base: &Path) -> Result<Option<TlsConfig>> {
             Err(section
                 .missing("tls_key_file", "the certificate's key in PEM, since TLS is asked for"))
         }
+    }
+}
+
+/// The path of a file that can be read.
+fn readable(item: &Item<'_>, base: &Path) -> Result<PathBuf> {
+    let path = path(item, base)?;
+    let file = fs::File::open(&path).and_then(|file| file.metadata());
+    match file {
+        Ok(metadata) if metadata.is_file() => Ok(path),
+        Ok(_) => Err(item.error(format!("{} is not a regular file", path.display()))),
+        Err(error) => Err(item.error(format!("cannot read {}: {error}", path.display()))),
     }
 }
 

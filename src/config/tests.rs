@@ -8,13 +8,15 @@ use super::*;
 const EXAMPLE: &str = include_str!("../../docs/zonemesh.example.toml");
 const KEY: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
 
-/// A folder with the secrets that the example names.
+/// A folder with the secrets and other files that the example names.
 fn folder() -> TempDir {
     let folder = TempDir::new().expect("a temporary folder");
     for (name, secret) in [
         ("tsig.key", "c2VjcmV0IGZvciB0aGUgdGVzdHMgb25seSE="),
         ("turn.secret", "any text"),
         ("peer.psk", KEY),
+        ("relay.pem", "a certificate"),
+        ("relay.key", "its key"),
     ] {
         let file = folder.path().join(name);
         fs::write(&file, format!("{secret}\n")).expect("the secret is written");
@@ -170,6 +172,8 @@ fn what_cannot_be_served_is_told_with_its_key() {
         ("listen = [\"192.0.2.1:0\"]", "serve.listen[0]"),
         ("tls_listen = [\"0.0.0.0:443\"]", "serve.tls_cert_file"),
         ("tls_cert_file = \"a.pem\"", "serve.tls_key_file"),
+        ("tls_cert_file = \"a.pem\"\ntls_key_file = \"/dev/null\"", "serve.tls_cert_file"),
+        ("tls_cert_file = \"turn.secret\"\ntls_key_file = \".\"", "serve.tls_key_file"),
         ("external_address = [\"192.0.2.1\", \"192.0.2.2\"]", "serve.external_address"),
         ("relay_addresses = [\"0.0.0.0\"]", "serve.relay_addresses[0]"),
         ("ports = \"50000\"", "serve.ports"),

@@ -28,8 +28,9 @@ impl Addresses {
         interfaces: &[InterfaceAddress],
         overlay: Option<&str>,
     ) -> Self {
-        let own = interfaces.iter().filter(|interface| !interface.loopback);
-        let own = own
+        // Those of `lo` as well: a public address may be there (anycast).
+        let own = interfaces
+            .iter()
             // A prefix of no length at all would be everybody's network.
             .filter(|interface| interface.prefix_len > 0)
             .filter_map(|interface| IpNet::new(interface.addr, interface.prefix_len).ok())
@@ -150,6 +151,7 @@ mod tests {
     fn machine() -> Vec<InterfaceAddress> {
         vec![
             interface("lo", "127.0.0.1", 8),
+            interface("lo", "192.0.2.53", 32),
             interface("eth1", "10.0.0.5", 16),
             interface("eth0", "198.18.1.2", 24),
             interface("eth0", "2001:db8::2", 64),
@@ -174,9 +176,16 @@ mod tests {
             ]
         );
         let own: Vec<String> = addresses.own.iter().map(ToString::to_string).collect();
-        let expected =
-            ["10.0.0.0/16", "198.18.1.0/24", "2001:db8::/64", "172.17.0.0/16", "10.42.1.0/24"];
-        assert_eq!(own, expected, "containers and the overlay are the machine's own, too");
+        let expected = [
+            "127.0.0.0/8",
+            "192.0.2.53/32",
+            "10.0.0.0/16",
+            "198.18.1.0/24",
+            "2001:db8::/64",
+            "172.17.0.0/16",
+            "10.42.1.0/24",
+        ];
+        assert_eq!(own, expected, "what is on lo, containers and the overlay are its own, too");
         assert_eq!(addresses.alternates, [], "there is one public address of each family");
     }
 

@@ -22,6 +22,7 @@ mod train;
 mod udp;
 
 use std::{
+    borrow::Cow,
     future::Future,
     io,
     thread::{self, JoinHandle},
@@ -32,7 +33,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::oneshot,
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 use zonemesh_discovery::interfaces::{InterfaceAddress, InterfaceMonitor};
 
 use self::{addresses::Addresses, engine::Engine};
@@ -128,13 +129,14 @@ async fn serve_until(
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let overlay = neighbour.as_ref().map(|neighbour| neighbour.interface.as_str());
-    let mut monitor = match InterfaceMonitor::start().await {
-        Ok(monitor) => Some(monitor),
+    let (mut monitor, config) = match InterfaceMonitor::start().await {
+        Ok(monitor) => (Some(monitor), Cow::Borrowed(config)),
         Err(error) => {
             warn!("this machine's addresses are not known: {error}");
-            None
+            (None, Cow::Owned(without_relaying(config)?))
         }
     };
+    let config = &*config;
     let interfaces = monitor.as_ref().map_or(&[][..], InterfaceMonitor::addresses);
     let addresses = Addresses::of(config, interfaces, overlay);
     tell(config, &addresses);
@@ -158,6 +160,17 @@ async fn serve_until(
     }
     info!("no longer serving");
     relaying.stop().context("relaying failed")
+}
+
+/// What can be served where the machine's addresses are not known: a relay would relay to
+/// its own networks.
+fn without_relaying(config: &ServeConfig) -> anyhow::Result<ServeConfig> {
+    let unserved = "TURN is not served where this machine's addresses are not known";
+    anyhow::ensure!(config.stun, unserved);
+    if config.turn {
+        error!("serving STUN alone: {unserved}");
+    }
+    Ok(ServeConfig { turn: false, ..config.clone() })
 }
 
 /// The machine's addresses, when they may have changed.
@@ -186,5 +199,23 @@ fn tell(config: &ServeConfig, addresses: &Addresses) {
             );
         }
         info!(address = %address.bind, seen_as = %external, "relaying from");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn who_does_not_know_the_own_networks_relays_to_nobody() {
+        let config = Config::parse(Path::new("zonemesh.toml"), "[serve]\nturn = false");
+        let config = config.expect("a configuration").serve.expect("a [serve] section");
+        let both = ServeConfig { turn: true, ..config.clone() };
+        assert_eq!(without_relaying(&both).expect("STUN is left"), config);
+        let turn = ServeConfig { stun: false, ..both };
+        let error = without_relaying(&turn).expect_err("nothing is left").to_string();
+        assert!(error.contains("addresses are not known"), "{error}");
     }
 }

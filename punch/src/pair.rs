@@ -275,15 +275,24 @@ impl Pair {
     /// WireGuard's packets arrive on it.
     pub(crate) fn note_data(&mut self, at: Instant) {
         self.last_data = self.last_data.max(Some(at));
-        if self.suspicion.is_none_or(|suspicion| !suspicion.told) {
-            self.suspicion = None;
-            self.deaths = 0;
+        if self.suspicion.is_none_or(|suspicion| !suspicion.told || suspicion.until <= at) {
+            self.clear();
         }
     }
 
     /// The peer tells that WireGuard's packets arrive there.
     pub(crate) fn note_arrival(&mut self, at: Instant) {
         self.last_arrival = self.last_arrival.max(Some(at));
+        // What arrives while it is suspect may have been sent before.
+        if self.suspicion.is_none_or(|suspicion| suspicion.until <= at) {
+            self.clear();
+        }
+    }
+
+    /// Nothing is held against it any more.
+    fn clear(&mut self) {
+        self.suspicion = None;
+        self.deaths = 0;
     }
 
     /// Whether the peer is only let in at our relay for now. What the relay would send to
@@ -454,6 +463,23 @@ mod tests {
     fn pair(kind: CandidateKind, remote: &str, now: Instant) -> Pair {
         let addr = remote.parse().expect("a literal address");
         Pair::new(Route::direct(addr), kind, true, now)
+    }
+
+    #[test]
+    fn a_pair_that_carries_data_after_its_time_begins_anew() {
+        let start = Instant::now();
+        let mut pair = pair(CandidateKind::Host, "192.168.1.3:5", start);
+        pair.suspect(true, start);
+        let first = pair.suspicion.expect("it is suspect").until;
+        pair.note_arrival(start);
+        pair.note_data(start);
+        assert!(pair.is_suspect(start), "what comes in does not prove the way out");
+        pair.note_arrival(first);
+        pair.suspect(true, first);
+        let again = pair.suspicion.expect("it is suspect").until;
+        assert_eq!(again - first, first - start, "no longer than the first time");
+        pair.suspect(true, again);
+        assert!(pair.suspicion.expect("it is suspect").until - again > first - start);
     }
 
     #[test]

@@ -91,10 +91,12 @@ impl fmt::Display for Obstacle {
             Self::Unnamed => "the peer names no address",
             Self::Young => "other ways are still being tried",
             Self::DataDies => "checks pass straight, but WireGuard's packets die on that way",
-            Self::OwnUdp => "no UDP leaves this site",
-            Self::PeerUdp => "no UDP leaves the peer's site",
+            Self::OwnUdp => "no STUN server is reached from here, so UDP seems to be blocked",
+            Self::PeerUdp => {
+                "the peer names no address but those on relays, so UDP seems to be blocked there"
+            }
             Self::BothHard => {
-                "both NATs give every destination another port, and one of them at random"
+                "both NATs give every destination another port, and which one cannot be told"
             }
             Self::OwnHard => "the NAT here gives every destination another port",
             Self::PeerHard => "the peer's NAT gives every destination another port",

@@ -56,6 +56,11 @@ const READY_FOR: Duration = Duration::from_secs(4);
 const CALL_AGE: Duration = Duration::from_secs(1);
 const CALL_GAP: Duration = Duration::from_secs(2);
 
+/// How many calls are answered by a round of this node's own: each sends more than it was
+/// sent, and to whom the peer's advert names. A peer of this version calls no oftener.
+const CALL_INTERVAL: Duration = Duration::from_secs(8);
+const CALL_BURST: u32 = 6;
+
 /// Rounds while data flows: a path that returns is found within two. Those of pairs that
 /// never worked are farther apart after the first few, see above.
 const ROUND: Duration = Duration::from_secs(8);
@@ -86,6 +91,7 @@ pub(super) struct Punching {
     /// From 0 to 1, so that a thousand peers do not keep step.
     jitter: f64,
     openings: Budget,
+    calls: Budget,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -105,6 +111,7 @@ impl Punching {
             rounds: 0,
             jitter: 0.0,
             openings: Budget::new(OPENING_INTERVAL, OPENING_BURST, now),
+            calls: Budget::new(CALL_INTERVAL, CALL_BURST, now),
         }
     }
 
@@ -189,7 +196,7 @@ impl Agent {
             .any(|pair| pair.route == from && pair.tier(&self.locals) == Tier::Relayed);
         let calls = receipt.opened_ms.is_some_and(|ms| u128::from(ms) < CALL_AGE.as_millis());
         let rested = self.punching.begun.is_none_or(|begun| now >= begun + CALL_GAP);
-        if by_relay && calls && rested && !self.has_direct() {
+        if by_relay && calls && rested && !self.has_direct() && self.punching.calls.take(now) {
             self.begin_round(self.selected.is_none(), now);
         }
     }

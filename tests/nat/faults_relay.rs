@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::Value;
 use zonemesh::lab::{
+    nat::Kind,
     relay_server::{Over, RelayKind},
     world::isolated,
 };
@@ -125,6 +127,31 @@ fn relay_that_restarts_is_taken_again() {
         pair.stage.setup.relays[0].1.restart().expect("it starts again");
         is_back(&mut pair, start);
         pair.assert_relayed();
+        pair.finish();
+    });
+}
+
+/// A relay that knows another secret: `status` says so, and direct paths need none.
+#[test]
+fn relay_that_refuses_is_told() {
+    isolated("faults_relay::relay_that_refuses_is_told", || {
+        let mut stage = Stage::with_relay();
+        let access = stage.setup.services.relay.as_mut().expect("there is a relay");
+        access.secret = "not the relay's secret".to_owned();
+        let kinds = [Kind::PortRestricted, Kind::PortRestricted];
+        let mut pair = Pair::direct(stage, kinds);
+        for node in &mut pair.nodes {
+            let told = |status: &Value| {
+                let relays = status["relays"].as_array()?;
+                let refused = |relay: &&Value| {
+                    relay["error"].as_str().is_some_and(|error| error.contains("401"))
+                };
+                relays.iter().find(refused).map(|relay| relay["relayed"].clone())
+            };
+            let relayed = node.wait_for("the refusal", JOIN_LIMIT, told).expect("it is told");
+            assert_eq!(relayed, Value::Null);
+        }
+        pair.assert_direct();
         pair.finish();
     });
 }

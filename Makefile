@@ -22,10 +22,16 @@ test: ## run every test: first the fast ones, then those in namespaces (root)
 	cargo nextest run --locked --workspace
 	cargo test --locked --workspace --doc --quiet
 	cargo nextest run --locked --workspace --profile lab
+	cargo nextest run --locked --package zonemesh --profile matrix
 
 .PHONY: test-fast
 test-fast: ## run the tests that need neither root nor other programs
 	cargo nextest run --locked --workspace
+
+.PHONY: test-matrix
+test-matrix: ## run only the matrix: every pair of NATs and firewalls (root)
+	.ci/install test
+	cargo nextest run --locked --package zonemesh --profile matrix
 
 .PHONY: check
 check: ## formatting, lints, documentation, licences, unused dependencies

@@ -9,6 +9,7 @@ mod flow;
 mod hard;
 mod interop;
 mod lab_command;
+mod matrix;
 mod nat64;
 mod nats;
 mod netcheck;

@@ -121,12 +121,37 @@ impl Pair {
 
 /// Neither of two nodes changes its path to the other for so long.
 pub(crate) fn assert_stays(a: &Member, b: &Member, time: Duration) {
+    keep(a, b, time, || ());
+}
+
+/// Neither changes its path to the other for so long, while something else is done now and
+/// then.
+fn keep(a: &Member, b: &Member, time: Duration, meanwhile: impl Fn()) {
     let start = Instant::now();
     let look = || [path(a, b.name()), path(b, a.name())];
     let before = look();
     while start.elapsed() < time {
         thread::sleep(LOOK.min(time));
+        meanwhile();
         assert_eq!(look(), before, "a path changed\n{}\n{}", a.log(), b.log());
+    }
+}
+
+/// Two nodes that talk now and then, so that the NATs between them have something to
+/// remember, keep their paths for so long.
+pub(crate) fn assert_stays_while_talking(a: &Member, b: &Member, time: Duration) {
+    keep(a, b, time, || {
+        let pings = a.ping(b.overlay(), 1).expect("ping runs");
+        assert!(pings.all_answered(), "{pings:?}");
+    });
+}
+
+/// Each of two nodes has a path, and had no more than so many since it was started.
+pub(crate) fn assert_changes(a: &Member, b: &Member, most: usize) {
+    for (node, peer) in [(a, b), (b, a)] {
+        let (way, changes) = path(node, peer.name());
+        let has_path = !way.contains("none");
+        assert!(has_path && changes <= most, "{way} after {changes} changes:\n{}", node.log());
     }
 }
 

@@ -56,8 +56,13 @@ impl Stage {
 
     /// A lab with coturn as its relay.
     pub(crate) fn with_relay() -> Self {
+        Self::relayed_by(RelayKind::Coturn)
+    }
+
+    /// A lab with a relay of this kind.
+    pub(crate) fn relayed_by(kind: RelayKind) -> Self {
         let mut stage = Self::new(Zone::Bind);
-        stage.setup.add_relay(RelayKind::Coturn).expect("a relay can be started");
+        stage.setup.add_relay(kind).expect("a relay can be started");
         stage
     }
 

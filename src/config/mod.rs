@@ -1,13 +1,14 @@
 //! The configuration file, parsed into a type that cannot be wrong.
 //!
 //! [`Config::load`] reads the TOML file once, at start. Every value is checked
-//! there, secrets are read from their files, defaults filled in; an error names
+//! there, secrets and certificates are read from their files, defaults filled in; an error names
 //! the file, the line, the key and what was expected, and the daemon does not
 //! start. What is legitimate but probably not meant becomes a warning, which is
 //! logged at start and shown in `zonemesh status`.
 //!
 //! `docs/zonemesh.example.toml` has every key with its default.
 
+mod authorities;
 mod document;
 mod read;
 mod relay_uri;
@@ -28,6 +29,7 @@ use ipnet::IpNet;
 use zonemesh_discovery::{advert::Zone, identity::PublicKey};
 
 pub use self::{
+    authorities::authorities,
     document::ConfigError,
     relay_uri::{RelayHost, RelayTransport, RelayUri, RelayUriError},
     secret::Secret,

@@ -16,7 +16,7 @@ use zonemesh_discovery::{
 
 use super::{
     Config, InterfaceConfig, MdnsConfig, NodeConfig, PeerConfig, RelayConfig, RelayTransport,
-    RelayUri, SOCKET_DIR, Secret, Trust, TsigAlgorithm, TsigConfig, ZoneConfig,
+    RelayUri, SOCKET_DIR, Secret, Trust, TsigAlgorithm, TsigConfig, ZoneConfig, authorities,
     document::{Document, Item, Result, Section},
     secret::SecretFile,
     serve,
@@ -219,12 +219,19 @@ fn relay(mut section: Section<'_>, warnings: &mut Warnings<'_>) -> Result<RelayC
     };
     let username_secret =
         section.take("username_secret_file").map(|item| warnings.secret(&item)).transpose()?;
-    let ca_file = section.take("ca_file").map(|item| path(&item, warnings.base)).transpose()?;
+    let ca_file = section.take("ca_file").map(|item| ca_file(&item, warnings.base)).transpose()?;
     section.finish()?;
     if enabled && !servers.is_empty() && username_secret.is_none() {
         warnings.add("relay.servers: not used without relay.username_secret_file");
     }
     Ok(RelayConfig { enabled, servers, username_secret, ca_file })
+}
+
+/// A file that has certificate authorities now; it is read again whenever they are needed.
+fn ca_file(item: &Item<'_>, base: &Path) -> Result<PathBuf> {
+    let file = path(item, base)?;
+    authorities(&file).map_err(|error| item.error(format!("cannot use {error}")))?;
+    Ok(file)
 }
 
 fn relay_uri(item: &Item<'_>) -> Result<RelayUri> {

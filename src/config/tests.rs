@@ -7,6 +7,18 @@ use super::*;
 
 const EXAMPLE: &str = include_str!("../../docs/zonemesh.example.toml");
 const KEY: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
+const AUTHORITY: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBnTCCAUOgAwIBAgIUUhKPe9sWO1/FEfwjmKOCQ6PkB6kwCgYIKoZIzj0EAwIw
+JDEiMCAGA1UEAwwZYW4gYXV0aG9yaXR5IG9mIHRoZSB0ZXN0czAeFw0yNjExMjQy
+MjM0MjFaFw0zNjExMjEyMjM0MjFaMCQxIjAgBgNVBAMMGWFuIGF1dGhvcml0eSBv
+ZiB0aGUgdGVzdHMwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAARTvFLyz2YFreAd
+8+36szppFu2Nhw6pBpGEDYJXLE5VvI38RYcgH65DkdKOxhuFs44/GqB61ViHpvS3
+uxqAMTM6o1MwUTAdBgNVHQ4EFgQUnBcoFPXiwWme+u+Ct8ZMI9g7z+EwHwYDVR0j
+BBgwFoAUnBcoFPXiwWme+u+Ct8ZMI9g7z+EwDwYDVR0TAQH/BAUwAwEB/zAKBggq
+hkjOPQQDAgNIADBFAiEA/xaXGxu7s5c2I2IWv3xYDN+8ZzDueMq+XzkjTo2BImsC
+IHVdemvK+o8WgZCvJhX4ZGDzatUFOslD8M/Fs9491fG5
+-----END CERTIFICATE-----";
 
 /// A folder with the secrets and other files that the example names.
 fn folder() -> TempDir {
@@ -14,6 +26,7 @@ fn folder() -> TempDir {
     for (name, secret) in [
         ("tsig.key", "c2VjcmV0IGZvciB0aGUgdGVzdHMgb25seSE="),
         ("turn.secret", "any text"),
+        ("ca.pem", AUTHORITY),
         ("peer.psk", KEY),
         ("relay.pem", "a certificate"),
         ("relay.key", "its key"),
@@ -141,6 +154,21 @@ fn a_server_without_port_gets_the_service_s_own() {
     assert_eq!(server.to_string(), "[2001:db8::53]:53");
     let stun: Vec<String> = config.stun_servers.iter().map(ToString::to_string).collect();
     assert_eq!(stun, ["192.0.2.1:3478", "[2001:db8::1]:99"]);
+}
+
+#[test]
+fn authorities_that_cannot_be_read_are_told_with_the_key() {
+    let folder = folder();
+    let garbled = AUTHORITY.replace("MII", "AAA");
+    for (name, text) in [("empty.pem", ""), ("key.pem", KEY), ("bad.pem", &garbled)] {
+        fs::write(folder.path().join(name), text).expect("it is written");
+    }
+    for name in ["none.pem", "empty.pem", "key.pem", "bad.pem", "."] {
+        let text = format!("[zone]\nname = \"m.example\"\n[relay]\nca_file = \"{name}\"");
+        let error = parse_in(&folder, &text).expect_err(name);
+        assert_eq!((error.key.as_str(), error.position), ("relay.ca_file", Some((4, 11))));
+        assert!(error.message.contains(name), "{error}");
+    }
 }
 
 #[test]

@@ -28,16 +28,13 @@ use tokio::{
 };
 use tokio_rustls::{
     TlsConnector,
-    rustls::{
-        self, ClientConfig, RootCertStore,
-        pki_types::{CertificateDer, ServerName, pem::PemObject},
-    },
+    rustls::{self, ClientConfig, RootCertStore, pki_types::ServerName},
 };
 use tracing::{debug, warn};
 use zonemesh_punch::turn::channel;
 
 use super::Link;
-use crate::sys;
+use crate::{config::authorities, sys};
 
 /// How long a connection may take to open, TLS included: TCP sends a lost SYN again
 /// after one second and after three.
@@ -303,18 +300,8 @@ fn tls_config(ca_file: Option<&Path>) -> anyhow::Result<ClientConfig> {
     }
     roots.add_parsable_certificates(system.certs);
     if let Some(file) = ca_file {
-        let bad = |error: &dyn std::fmt::Display| {
-            anyhow::anyhow!("relay.ca_file: {}: {error}", file.display())
-        };
-        let found = CertificateDer::pem_file_iter(file).map_err(|error| bad(&error))?;
-        let before = roots.len();
-        for certificate in found {
-            let certificate = certificate.map_err(|error| bad(&error))?;
-            roots.add(certificate).map_err(|error| bad(&error))?;
-        }
-        if roots.len() == before {
-            return Err(bad(&"holds no certificate in PEM"));
-        }
+        let own = authorities(file).map_err(|error| anyhow::anyhow!("relay.ca_file: {error}"))?;
+        roots.roots.extend(own.roots);
     }
     if roots.is_empty() {
         warn!("no certificate authorities here: relays by TLS need relay.ca_file");

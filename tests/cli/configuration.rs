@@ -241,6 +241,7 @@ fn wrong_services_are_refused() {
                 "transport=tcp",
             ),
             Wrong("[relay]\nca_file = 1", 4, "relay.ca_file", "a path"),
+            Wrong("[relay]\nca_file = \"no.pem\"", 4, "relay.ca_file", "no.pem"),
             Wrong("[relay]\nenabled = 1", 4, "relay.enabled", "true or false"),
             Wrong(
                 "[relay]\nusername_secret_file = \"no.secret\"",

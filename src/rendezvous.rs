@@ -1,8 +1,8 @@
 //! The tasks that talk to the zone: one publishes this node's advert, one browses
-//! the others', one asks for STUN servers.
+//! the others', one asks for STUN servers and one for relays.
 //!
 //! They stand outside the control loop because a server may take seconds to answer
-//! or not answer at all, and neither owns any state that the loop needs: the advert
+//! or not answer at all, and none owns any state that the loop needs: the advert
 //! to publish comes in by a watch, what was read goes out as events. A zone that is
 //! away, refuses or answers rubbish is told once per kind of failure, shows in
 //! `status`, and is asked again with growing pauses; nothing else depends on it.
@@ -49,7 +49,7 @@ const MAX_HURRIES: u32 = 3;
 /// After so many failures in a row (some minutes) the zone's server is looked for anew.
 const FIND_AGAIN: u32 = 10;
 
-/// How often the zone is asked for its STUN servers: services move rarely.
+/// How often the zone is asked for its STUN servers and relays: services move rarely.
 const SERVICES_INTERVAL: Duration = Duration::from_secs(600);
 
 /// How often a zone without relays is asked for some: longer than for STUN servers, which

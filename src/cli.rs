@@ -171,7 +171,10 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             let report = netcheck::run(&config, lifetime)?;
             say(&if json { json_line(&report)? } else { report.to_string() })?;
             if !report.is_conclusive() {
-                bail!("no STUN server answers, and no relay: is UDP to them blocked?");
+                match report.stun_error {
+                    Some(error) => bail!(error),
+                    None => bail!("no STUN server answers, and no relay: is UDP to them blocked?"),
+                }
             }
             Ok(ExitCode::SUCCESS)
         }

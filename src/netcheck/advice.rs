@@ -13,6 +13,8 @@ const SHORT: u64 = 25;
 pub(super) struct Findings {
     pub(super) behaviour: NatBehaviour,
     pub(super) lifetime: Option<MappingLifetime>,
+    /// Whether any STUN server was asked.
+    pub(super) asked: bool,
     /// Whether any STUN server answered.
     pub(super) udp: bool,
     /// Whether the router granted a mapping.
@@ -26,6 +28,7 @@ pub(super) struct Findings {
 /// The advice, the most needed first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Advice {
+    NotAsked,
     Cut,
     OnlyRelays,
     Unknown,
@@ -43,6 +46,9 @@ impl Advice {
         let NatBehaviour { mapping, filtering } = findings.behaviour;
         let is_open = filtering == Behaviour::EndpointIndependent;
         let short = findings.lifetime.map(|found| found.safe().as_secs());
+        if !findings.asked {
+            return Self::NotAsked;
+        }
         match (findings.udp, findings.relayed) {
             (false, false) => return Self::Cut,
             (false, true) => return Self::OnlyRelays,
@@ -72,6 +78,10 @@ impl fmt::Display for Advice {
             None => "WireGuard's UDP port".to_owned(),
         };
         match *self {
+            Self::NotAsked => f.write_str(
+                "What the network does to UDP is not known without a STUN server: name some in \
+                 the zone or in stun.servers.",
+            ),
             Self::Cut => f.write_str(
                 "Nothing answers: let UDP out to anywhere, or at least TCP to a relay's port \
                  (443 with TLS), and name a relay.",
@@ -134,6 +144,7 @@ mod tests {
         let found = |mapping, filtering| Findings {
             behaviour: NatBehaviour { mapping, filtering },
             lifetime: Option::None,
+            asked: true,
             udp: true,
             mapped: false,
             relayed: true,
@@ -157,11 +168,13 @@ mod tests {
         let blocked = Findings { udp: false, ..found(Unknown, Unknown) };
         assert_eq!(said(blocked), Advice::OnlyRelays);
         assert_eq!(said(Findings { relayed: false, ..blocked }), Advice::Cut);
+        assert_eq!(said(Findings { asked: false, ..blocked }), Advice::NotAsked);
     }
 
     #[test]
     fn it_is_one_sentence_and_names_the_port() {
         let all = [
+            Advice::NotAsked,
             Advice::Cut,
             Advice::OnlyRelays,
             Advice::Unknown,

@@ -37,10 +37,11 @@ use crate::{
 const PORTMAP_LIMIT: Duration = Duration::from_secs(15);
 
 /// Asks the servers that the configuration names, or else the zone. With `lifetime` also
-/// how long the NAT keeps a mapping, which takes minutes.
+/// how long the NAT keeps a mapping, which takes minutes. Where no STUN server is known, the
+/// rest is looked at all the same.
 ///
 /// # Errors
-/// When no server is known, or no socket can be had.
+/// When no socket can be had.
 pub fn run(config: &Config, lifetime: bool) -> anyhow::Result<Report> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -48,7 +49,10 @@ pub fn run(config: &Config, lifetime: bool) -> anyhow::Result<Report> {
             Some(zone) => Some(client(zone).await),
             None => None,
         };
-        let (servers, source) = servers(config, zone.as_ref()).await?;
+        let (servers, source, stun_error) = match servers(config, zone.as_ref()).await {
+            Ok((servers, source)) => (servers, source, None),
+            Err(error) => (vec![], Source::Configuration, Some(format!("{error:#}"))),
+        };
         let zone = zone.and_then(Result::ok);
         // A resolver that does not answer is as good as one that knows no prefix.
         let nat64 = measure::nat64_prefix().await.unwrap_or_default();
@@ -63,6 +67,7 @@ pub fn run(config: &Config, lifetime: bool) -> anyhow::Result<Report> {
         let findings = Findings {
             behaviour: stun.behaviour,
             lifetime: stun.lifetime,
+            asked: !stun.servers.is_empty(),
             udp: stun.servers.iter().any(|server| server.rtt_ms.is_some()),
             mapped: port_mapping.as_ref().is_some_and(|mapping| mapping.address.is_some()),
             relayed: relays.iter().flatten().any(|relay| relay.relayed.is_some()),
@@ -72,6 +77,7 @@ pub fn run(config: &Config, lifetime: bool) -> anyhow::Result<Report> {
             nat: stun.nat,
             reflexive: stun.reflexive,
             stun: stun.servers,
+            stun_error,
             port_mapping,
             relays,
             nat64: nat64.map(|prefix| prefix.to_string()),

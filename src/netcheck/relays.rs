@@ -45,12 +45,15 @@ const NAME: &str = "netcheck";
 const BUFFER: usize = 2048;
 
 /// Asks all relays that the configuration or the zone names, where they are reached;
-/// `None` where there are none.
+/// `None` where there are none, or the configuration wants none.
 pub(super) async fn check(
     config: &Config,
     zone: Option<ZoneClient>,
     reach: impl Fn(SocketAddr) -> SocketAddr,
 ) -> Option<Vec<RelayReport>> {
+    if !config.relay.enabled {
+        return None;
+    }
     let mut servers = servers(config, zone).await;
     for server in &mut servers {
         server.addr = reach(server.addr);

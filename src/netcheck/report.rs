@@ -15,9 +15,12 @@ pub struct Report {
     pub reflexive: Vec<SocketAddr>,
     /// The servers that were asked.
     pub stun: Vec<StunReport>,
+    /// Why none was asked: none is known, or the zone that names them is away.
+    pub stun_error: Option<String>,
     /// Whether the router maps ports; `null` where the configuration asks for none.
     pub port_mapping: Option<PortMappingStatus>,
-    /// The relays that were asked; `null` where none is known.
+    /// The relays that were asked; `null` where none is known, or the configuration wants
+    /// none.
     pub relays: Option<Vec<RelayReport>>,
     /// The prefix of the NAT64 by which this machine reaches IPv4; `null` where it needs
     /// none.
@@ -85,6 +88,9 @@ impl fmt::Display for Report {
             let rtt = server.rtt_ms.map_or("no answer".to_owned(), |rtt| format!("{rtt:.1} ms"));
             writeln!(f, "STUN          {}  {rtt}", server.server)?;
         }
+        if let Some(error) = &self.stun_error {
+            writeln!(f, "STUN          {error}")?;
+        }
         match &self.port_mapping {
             Some(mapping) => writeln!(f, "port mapping  {mapping}")?,
             None => writeln!(f, "port mapping  not asked for: portmap.enabled is false")?,
@@ -98,7 +104,7 @@ impl fmt::Display for Report {
             }
         }
         if self.relays.is_none() {
-            writeln!(f, "relay         none is known")?;
+            writeln!(f, "relay         none is known, or relay.enabled is false")?;
         }
         writeln!(f, "\n{}", self.advice)
     }

@@ -1,6 +1,9 @@
 //! The commands: their use, and what they say when there is nobody to talk to.
 
-use std::{net::UdpSocket, os::unix::net::UnixListener};
+use std::{
+    net::{TcpListener, UdpSocket},
+    os::unix::net::UnixListener,
+};
 
 use serde_json::Value;
 
@@ -87,11 +90,48 @@ fn without_a_daemon_status_and_ping_fail_and_say_what_to_do() {
 
 #[test]
 fn netcheck_without_stun_servers_says_where_to_name_them() {
-    let folder = Folder::with(&format!("[[peer]]\npublic_key = \"{}\"", crate::KEY));
+    let folder = Folder::with(&format!(
+        "[portmap]\nenabled = false\n[[peer]]\npublic_key = \"{}\"",
+        crate::KEY
+    ));
     let output = zonemesh().arg("netcheck").arg("-c").arg(folder.path("zonemesh.toml")).output();
     let output = output.expect("the executable starts");
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("stun.servers"), "{}", stderr(&output));
+}
+
+#[test]
+fn netcheck_looks_at_relays_though_the_zone_is_away() {
+    // Ports that were free a moment ago, so that nobody listens there.
+    let nobody = || {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.local_addr().expect("it is bound")
+    };
+    let (zone, relay) = (nobody(), nobody());
+    let config = |enabled: bool| {
+        format!(
+            "[zone]\nname = \"mesh.example\"\nserver = \"{zone}\"\n[portmap]\nenabled = false\n\
+             [relay]\nenabled = {enabled}\nservers = [\"turn:{relay}?transport=tcp\"]\n\
+             username_secret_file = \"turn.secret\"\n"
+        )
+    };
+    let folder = Folder::with(&config(true));
+    folder.write("turn.secret", "any text");
+    let report = |config: &str| -> Value {
+        folder.write("zonemesh.toml", config);
+        let file = folder.path("zonemesh.toml");
+        let output = zonemesh().args(["netcheck", "--json", "-c"]).arg(file).output();
+        let output = output.expect("the executable starts");
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(stderr(&output).contains("cannot ask mesh.example"), "{output:?}");
+        serde_json::from_str(&stdout(&output)).expect("JSON")
+    };
+    let looked = report(&config(true));
+    assert_eq!(looked["stun"], serde_json::json!([]));
+    assert!(looked["stun_error"].as_str().is_some_and(|error| error.contains("stun.servers")));
+    assert_eq!(looked["relays"][0]["server"], relay.to_string());
+    assert!(looked["relays"][0]["error"].as_str().is_some_and(|error| error.contains("refused")));
+    assert_eq!(report(&config(false))["relays"], Value::Null, "it is not to be asked");
 }
 
 #[test]

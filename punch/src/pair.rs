@@ -78,6 +78,9 @@ const RIVAL: Duration = Duration::from_secs(2);
 /// Any other pair that once answered. It is looked at when it may be needed.
 const DISTANT: Duration = Duration::from_secs(3600);
 
+/// The commonest NATs forget a mapping after this (see [`PATIENT`]).
+const STALE: Duration = Duration::from_secs(30);
+
 /// How long the peer is waited for at our relay, before the relay is asked to send first.
 const PASSIVE_FOR: Duration = Duration::from_secs(5);
 
@@ -308,6 +311,12 @@ impl Pair {
     /// Whether it carries what we send, as far as can be known now.
     pub(crate) fn is_fresh(&self, now: Instant) -> bool {
         self.unanswered() == 0 && self.last_answer.is_some_and(|at| now <= at + FRESH)
+    }
+
+    /// Whether nothing came from there for so long that the NATs may have closed.
+    pub(crate) fn is_stale(&self, now: Instant) -> bool {
+        let seen = self.last_answer.max(self.last_data).max(self.last_heard);
+        seen.is_none_or(|at| now > at + STALE)
     }
 
     /// Whether so many checks in a row got no answer that the way has ended. Where it

@@ -59,6 +59,10 @@ impl Sites {
         })
     }
 
+    fn peer_of(&self, host: HostId) -> HostId {
+        if host == self.a { self.b } else { self.a }
+    }
+
     fn connect(&mut self) -> Duration {
         self.world.connect(self.a, self.b, 10 * SECOND).expect("a path")
     }
@@ -416,4 +420,24 @@ fn a_short_mapping_is_kept_up_while_the_peer_is_active() {
         assert!(gap <= 4 * SECOND, "{gap:?}");
     }
     sites.until(Tier::Direct, 30 * SECOND);
+}
+
+#[test]
+fn a_direct_path_that_one_side_left_is_looked_at_by_both() {
+    // The other side still believes in the pair, long after the NATs have closed.
+    let nat = Behaviour { timeout: 15 * SECOND, ..Behaviour::port_restricted() };
+    for seed in 0..5 {
+        let mut sites = sites(seed, [nat; 2], 1);
+        sites.connect();
+        sites.until(Tier::Direct, 5 * SECOND);
+        sites.world.run(60 * SECOND);
+        let mut hosts = [sites.a, sites.b];
+        hosts.sort_by_key(|host| !sites.world.keys(*host, sites.peer_of(*host)).controlling());
+        let now = sites.world.now;
+        sites.world.agent(hosts[0]).note_data_dead(now);
+        sites.until(Tier::Relayed, 10 * SECOND);
+        sites.world.run(50 * SECOND);
+        sites.flow();
+        sites.until(Tier::Direct, 15 * SECOND);
+    }
 }

@@ -123,10 +123,15 @@ impl Punching {
     }
 }
 
-/// Whether a pair leads through the NATs, and does not yet.
-fn is_shut(pair: &Pair) -> bool {
+/// Whether a pair leads through the NATs, and does not yet, or was not seen to do so for
+/// long enough that they may have closed.
+fn is_shut(pair: &Pair, selected: Option<Route>, now: Instant) -> bool {
     let direct = pair.route.via == Via::Socket && pair.kind != CandidateKind::Relayed;
-    direct && pair.listed && !pair.is_valid()
+    direct && pair.listed && !is_open(pair, selected, now)
+}
+
+fn is_open(pair: &Pair, selected: Option<Route>, now: Instant) -> bool {
+    pair.is_valid() && (selected == Some(pair.route) || !pair.is_stale(now))
 }
 
 impl Agent {
@@ -202,13 +207,16 @@ impl Agent {
     }
 
     pub(super) fn has_direct(&self) -> bool {
-        self.pairs.iter().any(|pair| pair.is_valid() && pair.tier(&self.locals) != Tier::Relayed)
+        self.pairs.iter().any(|pair| {
+            is_open(pair, self.selected, self.now) && pair.tier(&self.locals) != Tier::Relayed
+        })
     }
 
     /// When the next round begins, while the path is one over a relay.
     fn round_due(&self) -> Option<Instant> {
         let relayed = self.selected().is_some_and(|path| path.tier == Tier::Relayed);
-        let mut shut = self.pairs.iter().filter(|pair| is_shut(pair)).peekable();
+        let is_shut = |pair: &&Pair| is_shut(pair, self.selected, self.now);
+        let mut shut = self.pairs.iter().filter(is_shut).peekable();
         if !relayed || self.has_direct() {
             return None;
         }
@@ -228,8 +236,8 @@ impl Agent {
 
     fn begin_round(&mut self, first: bool, now: Instant) {
         self.punching.begun = Some(now);
-        let shut: Vec<Route> =
-            self.pairs.iter().filter(|pair| is_shut(pair)).map(|pair| pair.route).collect();
+        let is_shut = |pair: &&Pair| is_shut(pair, self.selected, now);
+        let shut: Vec<Route> = self.pairs.iter().filter(is_shut).map(|pair| pair.route).collect();
         if shut.is_empty() || !self.punching.openings.take(now) {
             return;
         }
@@ -267,7 +275,7 @@ impl Agent {
     fn release(&mut self, now: Instant) {
         let Some(held) = self.punching.held.take() else { return };
         self.each_shut(|pair| {
-            if held.first {
+            if held.first && !pair.is_valid() {
                 pair.restart(now);
             }
             pair.due = Some(now);
@@ -276,6 +284,8 @@ impl Agent {
     }
 
     fn each_shut(&mut self, change: impl Fn(&mut Pair)) {
-        self.pairs.iter_mut().filter(|pair| is_shut(pair) && !pair.urgent).for_each(change);
+        let (selected, now) = (self.selected, self.now);
+        let shut = |pair: &&mut Pair| is_shut(pair, selected, now) && !pair.urgent;
+        self.pairs.iter_mut().filter(shut).for_each(change);
     }
 }

@@ -45,9 +45,10 @@ fn zonemesh_relays_for_coturn_s_client_over_udp() {
         stage.assert_relays(Over::Udp, &[]);
         // By Send and Data indications.
         stage.assert_relays(Over::Udp, &["-s"]);
-        // With DONT-FRAGMENT, and an IPv6 address beside (ADDITIONAL-ADDRESS-FAMILY).
+        // With DONT-FRAGMENT. (Not with an IPv6 address beside, -Z: coturn's client 4.6
+        // refreshes one of the two families at random, ends one, and takes the refusal of
+        // its next refresh of that one for a failure. The machine's own tests have both.)
         stage.assert_relays(Over::Udp, &["-s", "-g"]);
-        stage.assert_relays(Over::Udp, &["-Z"]);
         // An IPv6 address alone.
         stage.assert_relays(Over::Udp, &["-x"]);
     });

@@ -45,9 +45,9 @@ fn zonemesh_relays_for_coturn_s_client_over_udp() {
         stage.assert_relays(Over::Udp, &[]);
         // By Send and Data indications.
         stage.assert_relays(Over::Udp, &["-s"]);
-        // With DONT-FRAGMENT. (Not with an IPv6 address beside, -Z: coturn's client 4.6
-        // refreshes one of the two families at random, ends one, and takes the refusal of
-        // its next refresh of that one for a failure. The machine's own tests have both.)
+        // With DONT-FRAGMENT. Not with an IPv6 address beside (-Z): coturn's client 4.6 then
+        // names a family in its refreshes by chance, and fails where it is told 443. The
+        // machine's own tests have both families.
         stage.assert_relays(Over::Udp, &["-s", "-g"]);
         // An IPv6 address alone.
         stage.assert_relays(Over::Udp, &["-x"]);

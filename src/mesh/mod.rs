@@ -7,32 +7,37 @@
 //! that peers or routes changed go out. Time is handed in, and nothing here touches a
 //! socket, a clock or the machine.
 
+mod event;
 pub mod gathered;
 mod lookup;
 mod note;
 pub mod own;
+mod paths;
+mod peer;
 pub mod roster;
 mod translator;
 mod turns;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     time::{Duration, Instant, SystemTime},
 };
 
 use ipnet::IpNet;
 use tracing::{info, warn};
 use zonemesh_discovery::{
-    advert::{Advert, CandidateKind as Advertised, InstanceRecords, SignedAdvert, is_public},
+    advert::{Advert, CandidateKind as Advertised, InstanceRecords, is_public},
     identity::PublicKey,
 };
 use zonemesh_punch::{
     Agent, Candidate, CandidateKind, CheckKeys, Courier, Event as AgentEvent, LocalRelay,
-    MAX_REMOTE, PairStatus, Route, SelectedPath, Tier, Transmit, Username, Verdict, Via,
+    MAX_REMOTE, Route, Transmit, Username,
 };
 
+pub use self::event::{CheckOutcome, MeshEvent, WirePeer};
 use self::{
+    peer::Peer,
     roster::{Roster, Said},
     translator::Translator,
     turns::Turns,
@@ -51,21 +56,6 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(180);
 /// mapping timeout that is common among NATs (30 s), though RFC 4787 REQ-5 asks
 /// them for 2 minutes.
 pub const KEEPALIVE_S: u16 = 25;
-
-/// A path on which WireGuard's packets came and then come no more is dead after this:
-/// a keepalive is due every [`KEEPALIVE_S`], and WireGuard itself calls for a new
-/// handshake after 15 s (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT).
-const DATA_LIMIT: Duration = Duration::from_secs(40);
-
-/// A path on which no WireGuard packet ever came is dead after this: two handshake
-/// attempts (REKEY_TIMEOUT is 5 s).
-const FIRST_DATA_LIMIT: Duration = Duration::from_secs(11);
-
-/// Bytes in front of what is sealed, and with WireGuard behind it, too.
-const IPV4_HEADER: u16 = 20;
-const IPV6_HEADER: u16 = 40;
-const UDP_HEADER: u16 = 8;
-const WIREGUARD_OVERHEAD: u16 = 32;
 
 /// How often lapsed members and dead paths are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -114,78 +104,6 @@ pub struct Mesh {
     checks_dropped: u64,
     /// The two clocks, as they were last handed in.
     clock: (Instant, SystemTime),
-}
-
-/// What the control loop has to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum MeshEvent {
-    /// The set of peers or whose routes are whose changed.
-    Peers,
-    /// The path to a member changed; `None` when there is none.
-    Path {
-        /// The member.
-        node: PublicKey,
-        /// Which way to send.
-        route: Option<Route>,
-    },
-    /// A handshake with this member is due.
-    Handshake(PublicKey),
-    /// A STUN server is to be asked from a fresh socket, after any that were asked for:
-    /// [`Mesh::handle_sample`] takes what it saw.
-    WantSample(PublicKey),
-    /// Fresh sockets are to be opened for this member in place of those that it has:
-    /// [`Mesh::set_extra`] takes their numbers.
-    WantSockets {
-        /// The member.
-        node: PublicKey,
-        /// How many.
-        count: u16,
-    },
-    /// The further sockets of this member are to be closed.
-    ReleaseSockets {
-        /// The member.
-        node: PublicKey,
-        /// But for this one, which its path uses.
-        keep: Option<u32>,
-    },
-}
-
-/// What became of a datagram that looked like a check.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CheckOutcome {
-    /// A member's, and genuine.
-    Taken,
-    /// Nobody's that is known: the zone may know more.
-    Stranger,
-    /// Forged, replayed, or from inside the overlay.
-    Dropped,
-}
-
-/// A peer as WireGuard is to have it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WirePeer {
-    /// Its key.
-    pub node: PublicKey,
-    /// Where it is, for a peer that is not a member: `None` for a member, whose path
-    /// is told by [`MeshEvent::Path`].
-    pub endpoint: Option<SocketAddr>,
-    /// The prefixes behind it.
-    pub routes: BTreeSet<IpNet>,
-}
-
-struct Peer {
-    agent: Option<Agent>,
-    courier: Option<Courier>,
-    deadline: Option<Instant>,
-    /// When WireGuard last accepted a packet of it.
-    heard: Option<Instant>,
-    /// How much WireGuard had sent to it when last asked.
-    sent_bytes: u64,
-    /// Since when the path is as it is, or when it was last found dead.
-    path_since: Instant,
-    has_path: bool,
-    /// When and which way its last handshake came.
-    session: Option<(Instant, Route)>,
 }
 
 impl Mesh {
@@ -331,35 +249,6 @@ impl Mesh {
         }
     }
 
-    /// Takes what a member has handed us of itself: its advert, which may be newer than the
-    /// one that we have read.
-    fn handle_note(&mut self, node: &PublicKey, content: &[u8], now: Instant) {
-        let wall = self.wall(now);
-        let Some(txt) = note::read(content) else { return };
-        if self.roster.as_mut().is_some_and(|roster| roster.handle_shared(node, &txt, wall)) {
-            info!(peer = %node, "a newer advert came over the mesh");
-            self.rearrange(now);
-        }
-    }
-
-    /// Takes this node's newest advert, to be handed to every member.
-    pub fn set_own_advert(&mut self, advert: &SignedAdvert, now: Instant) {
-        self.note = Some(note::write(advert.txt()));
-        let all: Vec<PublicKey> = self.peers.keys().copied().collect();
-        for node in all {
-            self.offer_note(&node, now);
-        }
-    }
-
-    fn offer_note(&mut self, node: &PublicKey, now: Instant) {
-        let peer = self.peers.get_mut(node);
-        let courier = peer.and_then(|peer| peer.courier.as_mut());
-        if let (Some(courier), Some(note)) = (courier, &self.note) {
-            courier.offer(note.clone(), now);
-            self.drain(node, now);
-        }
-    }
-
     /// WireGuard has agreed on keys with this peer. Whether that is news: the first
     /// session, one from elsewhere, or one before its time or after silence; and not a
     /// renewal, of which a mesh of a thousand has several each second.
@@ -466,51 +355,6 @@ impl Mesh {
     /// Who is a member.
     pub fn roster(&self) -> Option<&Roster> {
         self.roster.as_ref()
-    }
-
-    /// The path to a member.
-    pub fn path(&self, node: &PublicKey) -> Option<SelectedPath> {
-        self.peers.get(node)?.agent.as_ref()?.selected()
-    }
-
-    /// This node's address on its relay `id`.
-    pub fn relayed(&self, id: u32) -> Option<SocketAddr> {
-        self.relays.iter().find(|relay| relay.id == id).map(|relay| relay.relayed)
-    }
-
-    /// The peers' addresses that are to have a channel on this node's relay `id`: all that
-    /// are tried by it, but of a peer that is reached otherwise only those that work.
-    pub fn peers_by_relay(&self, id: u32) -> BTreeSet<SocketAddr> {
-        let mut wanted = BTreeSet::new();
-        for agent in self.peers.values().filter_map(|peer| peer.agent.as_ref()) {
-            let has_direct = agent.selected().is_some_and(|path| path.tier != Tier::Relayed);
-            let by_relay = agent.pairs().filter(|pair| pair.route.via == Via::Relay(id));
-            let kept = by_relay.filter(|pair| pair.rtt.is_some() || !has_direct);
-            wanted.extend(kept.map(|pair| pair.route.remote));
-        }
-        wanted
-    }
-
-    /// The most that a packet in the tunnel may have to pass whole on the narrowest of the
-    /// paths in use, if any of them was measured.
-    pub fn narrowest(&self) -> Option<u16> {
-        let agents = self.peers.values().filter_map(|peer| peer.agent.as_ref());
-        let widths = agents.filter_map(Agent::selected).filter_map(|path| {
-            let ip = if path.route.remote.is_ipv4() { IPV4_HEADER } else { IPV6_HEADER };
-            Some(path.mtu?.saturating_sub(ip + UDP_HEADER + WIREGUARD_OVERHEAD))
-        });
-        widths.min()
-    }
-
-    /// Every pair to a member, for status.
-    pub fn pairs(&self, node: &PublicKey) -> Vec<PairStatus> {
-        let agent = self.peers.get(node).and_then(|peer| peer.agent.as_ref());
-        agent.map(|agent| agent.pairs().collect()).unwrap_or_default()
-    }
-
-    /// Why a member is reached as it is.
-    pub fn verdict(&self, node: &PublicKey) -> Option<Verdict> {
-        Some(self.peers.get(node)?.agent.as_ref()?.verdict())
     }
 
     /// How many checks were dropped: forged, replayed, or from inside the overlay.
@@ -816,38 +660,6 @@ impl Mesh {
         if let Some(new) = deadline {
             self.deadlines.insert((new, *node));
         }
-    }
-}
-
-impl Peer {
-    fn new(agent: Option<Agent>, now: Instant) -> Self {
-        Self {
-            agent,
-            courier: None,
-            deadline: None,
-            heard: None,
-            sent_bytes: 0,
-            path_since: now,
-            has_path: false,
-            session: None,
-        }
-    }
-
-    /// Whether nothing came on its path since there is one. One side may have a session
-    /// that the other lost with a restart: only the other knows.
-    fn is_unheard(&self, now: Instant) -> bool {
-        let heard = self.heard.is_some_and(|heard| heard >= self.path_since);
-        self.has_path && !heard && now.saturating_duration_since(self.path_since) >= SWEEP / 2
-    }
-
-    /// Whether it has a path on which WireGuard's packets ought to come and do not.
-    fn is_deaf(&self, now: Instant) -> bool {
-        let limit = match self.heard {
-            Some(heard) if heard >= self.path_since => DATA_LIMIT,
-            _ => FIRST_DATA_LIMIT,
-        };
-        let since = self.heard.map_or(self.path_since, |heard| heard.max(self.path_since));
-        self.has_path && now.saturating_duration_since(since) > limit
     }
 }
 

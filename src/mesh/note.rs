@@ -1,11 +1,18 @@
 //! What members hand each other of themselves over the mesh: an advert's TXT strings, as
 //! they stand in a TXT record's data (RFC 1035 §3.3.14), each behind its length.
 
+use std::time::Instant;
+
+use tracing::info;
+use zonemesh_discovery::{advert::SignedAdvert, identity::PublicKey};
+
+use super::Mesh;
+
 /// The most strings of an advert, more than any has.
 const MAX_STRINGS: usize = 64;
 
 /// A note that holds these strings, of at most 255 bytes each.
-pub(super) fn write(txt: &[Vec<u8>]) -> Vec<u8> {
+fn write(txt: &[Vec<u8>]) -> Vec<u8> {
     let mut note = Vec::new();
     for string in txt {
         note.push(u8::try_from(string.len()).expect("TXT strings have at most 255 bytes"));
@@ -15,7 +22,7 @@ pub(super) fn write(txt: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// The strings of a note; `None` where it is not well made.
-pub(super) fn read(mut note: &[u8]) -> Option<Vec<Vec<u8>>> {
+fn read(mut note: &[u8]) -> Option<Vec<Vec<u8>>> {
     let mut txt = Vec::new();
     while let Some((length, rest)) = note.split_first() {
         let (string, rest) = rest.split_at_checked(usize::from(*length))?;
@@ -26,6 +33,37 @@ pub(super) fn read(mut note: &[u8]) -> Option<Vec<Vec<u8>>> {
         note = rest;
     }
     Some(txt)
+}
+
+impl Mesh {
+    /// Takes what a member has handed us of itself: its advert, which may be newer than the
+    /// one that we have read.
+    pub(super) fn handle_note(&mut self, node: &PublicKey, content: &[u8], now: Instant) {
+        let wall = self.wall(now);
+        let Some(txt) = read(content) else { return };
+        if self.roster.as_mut().is_some_and(|roster| roster.handle_shared(node, &txt, wall)) {
+            info!(peer = %node, "a newer advert came over the mesh");
+            self.rearrange(now);
+        }
+    }
+
+    /// Takes this node's newest advert, to be handed to every member.
+    pub fn set_own_advert(&mut self, advert: &SignedAdvert, now: Instant) {
+        self.note = Some(write(advert.txt()));
+        let all: Vec<PublicKey> = self.peers.keys().copied().collect();
+        for node in all {
+            self.offer_note(&node, now);
+        }
+    }
+
+    pub(super) fn offer_note(&mut self, node: &PublicKey, now: Instant) {
+        let peer = self.peers.get_mut(node);
+        let courier = peer.and_then(|peer| peer.courier.as_mut());
+        if let (Some(courier), Some(note)) = (courier, &self.note) {
+            courier.offer(note.clone(), now);
+            self.drain(node, now);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Two and three nodes' meshes, joined by a wire without NAT, in virtual time.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use zonemesh_discovery::{
     advert::{SignedAdvert, Zone},
@@ -10,6 +10,7 @@ use zonemesh_discovery::{
 
 use super::{
     own::{Own, Template},
+    peer::FIRST_DATA_LIMIT,
     *,
 };
 use crate::config::Trust;

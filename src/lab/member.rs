@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::{namespace::run, net::Host, process::Daemon};
+use super::{namespace::run, net::Host, process::Daemon, rendezvous::Rendezvous};
 
 /// How long a node may take to withdraw its advert and end when it is asked to.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -139,10 +139,22 @@ impl Identity {
 /// The TUN device of every node: each has a namespace to itself.
 pub const INTERFACE: &str = "zm0";
 
+/// The configuration of a node that a token tells everything else: what must differ between
+/// several nodes of one machine's files.
+fn joining(name: &str, folder: &Path) -> String {
+    let folder = folder.display();
+    format!(
+        "[node]\nname = \"{name}\"\nstate_dir = \"{folder}/state\"\n\
+         [control]\nsocket = \"{folder}/control.sock\"\n\
+         [network]\ntoken_file = \"token\"\n"
+    )
+}
+
 /// A node that runs, or has run.
 #[derive(Debug)]
 pub struct Member {
-    identity: Identity,
+    name: String,
+    overlay: IpAddr,
     host: Host,
     executable: PathBuf,
     folder: PathBuf,
@@ -168,30 +180,74 @@ impl Member {
     /// When a file cannot be written or the program cannot be started.
     pub fn start(identity: Identity, host: &Host, services: &Services) -> Result<Self> {
         let folder = services.folder.join(&identity.name);
+        let mut secrets = vec![("tsig.key", services.tsig_secret.as_str())];
+        secrets.extend(services.relay.iter().map(|relay| ("relay.secret", relay.secret.as_str())));
+        let configuration = identity.configuration(services, &folder);
+        let overlay = identity.overlay();
+        let Identity { name, .. } = identity;
+        Self::launch((name, overlay), host, &services.executable, folder, &configuration, &secrets)
+    }
+
+    /// Starts `zonemesh up` on a host with a token of the rendezvous' network and nothing else.
+    /// What the node's overlay address is shows when it has one:
+    /// [`wait_for_overlay`](Self::wait_for_overlay).
+    ///
+    /// # Errors
+    /// When a file cannot be written or the program cannot be started.
+    pub fn join(name: &str, host: &Host, rendezvous: &Rendezvous) -> Result<Self> {
+        let folder = rendezvous.folder().join(name);
+        let configuration = joining(name, &folder);
+        let secrets = [("token", rendezvous.token())];
+        let who = (name.to_owned(), Ipv4Addr::UNSPECIFIED.into());
+        Self::launch(who, host, rendezvous.executable(), folder, &configuration, &secrets)
+    }
+
+    fn launch(
+        (name, overlay): (String, IpAddr),
+        host: &Host,
+        executable: &Path,
+        folder: PathBuf,
+        configuration: &str,
+        secrets: &[(&str, &str)],
+    ) -> Result<Self> {
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let mut secret_file = OpenOptions::new();
-        secret_file.mode(0o600).write(true).create(true).truncate(true);
-        let write = |name: &str, secret: &str| {
-            secret_file.open(folder.join(name))?.write_all(secret.as_bytes())
-        };
-        write("tsig.key", &services.tsig_secret)?;
-        if let Some(relay) = &services.relay {
-            write("relay.secret", &relay.secret)?;
+        for (file, secret) in secrets {
+            let mut options = OpenOptions::new();
+            let options = options.mode(0o600).write(true).create(true).truncate(true);
+            options.open(folder.join(file))?.write_all(secret.as_bytes())?;
         }
-        fs::write(folder.join("zonemesh.toml"), identity.configuration(services, &folder))?;
-        let (daemon, started) = spawn(&identity, host, &services.executable, &folder, 0)?;
-        let executable = services.executable.clone();
-        Ok(Self { identity, host: host.clone(), executable, folder, daemon, started })
+        fs::write(folder.join("zonemesh.toml"), configuration)?;
+        let (daemon, started) = spawn(&name, host, executable, &folder, 0)?;
+        let (host, executable) = (host.clone(), executable.to_owned());
+        Ok(Self { name, overlay, host, executable, folder, daemon, started })
     }
 
     /// Its name.
     pub fn name(&self) -> &str {
-        &self.identity.name
+        &self.name
     }
 
-    /// Its address in the overlay.
+    /// Its address in the overlay; unspecified where it chose one and was not yet asked.
     pub fn overlay(&self) -> IpAddr {
-        self.identity.overlay()
+        self.overlay
+    }
+
+    /// Waits until it has an overlay address, and hands it back.
+    ///
+    /// # Errors
+    /// When it has none within `limit`.
+    pub fn wait_for_overlay(&mut self, limit: Duration) -> Result<IpAddr> {
+        let address = |status: &Value| {
+            let (address, _) = status["node"]["addresses"][0].as_str()?.split_once('/')?;
+            address.parse().ok()
+        };
+        self.overlay = self.wait_for("an overlay address", limit, address)?;
+        Ok(self.overlay)
+    }
+
+    /// Its control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("control.sock")
     }
 
     /// Where it runs.
@@ -219,7 +275,7 @@ impl Member {
     /// A command of the executable that talks to this node, such as `status`.
     pub fn command(&self, subcommand: &str) -> Command {
         let mut command = self.host.namespace.command(&self.executable.to_string_lossy());
-        command.arg(subcommand).arg("--socket").arg(self.folder.join("control.sock"));
+        command.arg(subcommand).arg("--socket").arg(self.socket());
         command
     }
 
@@ -358,7 +414,7 @@ impl Member {
     pub fn restart(&mut self) -> Result<()> {
         let count = fs::read_dir(&self.folder)?.count();
         (self.daemon, self.started) =
-            spawn(&self.identity, &self.host, &self.executable, &self.folder, count)?;
+            spawn(&self.name, &self.host, &self.executable, &self.folder, count)?;
         Ok(())
     }
 }
@@ -394,7 +450,7 @@ pub fn find_peer(status: &Value, name: &str) -> Option<Value> {
 }
 
 fn spawn(
-    identity: &Identity,
+    name: &str,
     host: &Host,
     executable: &Path,
     folder: &Path,
@@ -406,7 +462,7 @@ fn spawn(
     command.env_remove("RUST_LOG");
     let started = Instant::now();
     let log = folder.join(format!("{count}.log"));
-    Ok((Daemon::spawn(&identity.name, &mut command, &log)?, started))
+    Ok((Daemon::spawn(name, &mut command, &log)?, started))
 }
 
 #[cfg(test)]

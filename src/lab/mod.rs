@@ -24,6 +24,7 @@ pub mod port_mapper;
 pub mod process;
 pub mod programs;
 pub mod relay_server;
+pub mod rendezvous;
 pub mod setup;
 pub mod stun_server;
 pub mod traffic;

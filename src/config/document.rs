@@ -217,6 +217,11 @@ impl<'a> Item<'a> {
             .ok_or_else(|| self.wrong(&expected()))
     }
 
+    /// Whether it is a list, where a single value would do as well.
+    pub(super) fn is_list(&self) -> bool {
+        matches!(self.value, DeValue::Array(_))
+    }
+
     /// The values of a list.
     pub(super) fn list(self, expected: &str) -> Result<Vec<Item<'a>>> {
         let Self { document, path, span, value } = self;

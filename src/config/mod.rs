@@ -105,8 +105,8 @@ pub struct InterfaceConfig {
 pub struct ZoneConfig {
     /// The zone's name.
     pub name: Zone,
-    /// Its server; `None` is the zone's SOA MNAME.
-    pub server: Option<SocketAddr>,
+    /// Its servers, the primary first; where empty, the zone's SOA MNAME.
+    pub servers: Vec<SocketAddr>,
     /// The key that signs updates and transfers; `None` sends them unsigned.
     pub tsig: Option<TsigConfig>,
 }

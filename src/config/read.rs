@@ -37,6 +37,9 @@ const MTU: std::ops::RangeInclusive<u16> = 1280..=9000;
 /// What a node cannot be without.
 pub(super) const NEEDS_PEERS: &str = "a [zone] with the mesh's name, or at least one [[peer]]";
 
+/// More servers of one zone than anybody keeps, and few enough to try them all.
+const MAX_ZONE_SERVERS: usize = 8;
+
 const DNS_PORT: u16 = 53;
 const STUN_PORT: u16 = 3478;
 const WIREGUARD_PORT: u16 = 51820;
@@ -141,10 +144,16 @@ fn zone(mut section: Section<'_>, warnings: &mut Warnings<'_>) -> Result<ZoneCon
         .text(expected)?
         .parse()
         .map_err(|error| item.error(format!("{error}; expected {expected}")))?;
-    let server = section.take("server").map(|item| server(&item, DNS_PORT)).transpose()?;
+    let servers = match section.take("server") {
+        None => vec![],
+        Some(item) if item.is_list() => {
+            unique(item, "zone servers", MAX_ZONE_SERVERS, |item| server(item, DNS_PORT))?
+        }
+        Some(item) => vec![server(&item, DNS_PORT)?],
+    };
     let tsig = section.take("tsig").map(|item| tsig(item.section()?, warnings)).transpose()?;
     section.finish()?;
-    Ok(ZoneConfig { name, server, tsig })
+    Ok(ZoneConfig { name, servers, tsig })
 }
 
 fn tsig(mut section: Section<'_>, warnings: &mut Warnings<'_>) -> Result<TsigConfig> {

@@ -150,8 +150,14 @@ fn a_server_without_port_gets_the_service_s_own() {
     let text = "[zone]\nname = \"m.example\"\nserver = \"2001:db8::53\"\n\
                 [stun]\nservers = [\"192.0.2.1\", \"[2001:db8::1]:99\"]";
     let config = parse_in(&folder(), text).expect("a configuration");
-    let server = config.zone.and_then(|zone| zone.server).expect("a server");
-    assert_eq!(server.to_string(), "[2001:db8::53]:53");
+    let shown = |config: Config| {
+        let servers = config.zone.expect("a zone").servers;
+        servers.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(shown(config.clone()), ["[2001:db8::53]:53"]);
+    let several = "[zone]\nname = \"m.example\"\nserver = [\"192.0.2.1\", \"192.0.2.2:54\"]";
+    let several = parse_in(&folder(), several).expect("a configuration");
+    assert_eq!(shown(several), ["192.0.2.1:53", "192.0.2.2:54"]);
     let stun: Vec<String> = config.stun_servers.iter().map(ToString::to_string).collect();
     assert_eq!(stun, ["192.0.2.1:3478", "[2001:db8::1]:99"]);
 }

@@ -113,8 +113,8 @@ async fn servers(
 }
 
 async fn client(zone: &ZoneConfig) -> anyhow::Result<ZoneClient> {
-    let server = match zone.server {
-        Some(server) => server,
+    let server = match zone.servers.first() {
+        Some(server) => *server,
         None => {
             let found = find_server(&zone.name).await?;
             *found.first().context("its server has no address")?

@@ -189,7 +189,7 @@ impl Node {
         errors.dedup();
         Some(ZoneStatus {
             name: zone.name.to_string(),
-            server: self.zone.server.or(zone.server),
+            server: self.zone.server.or(zone.servers.first().copied()),
             read: self.zone.view.is_some(),
             published: self.zone.published,
             errors,

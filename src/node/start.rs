@@ -244,7 +244,7 @@ pub(super) fn start_rendezvous(
         .map(|tsig| TsigKey::new(&tsig.name, tsig.algorithm.name(), tsig.secret.expose()));
     let settings = rendezvous::Settings {
         zone: zone.name.clone(),
-        server: zone.server,
+        servers: zone.servers.clone(),
         tsig: tsig.transpose().context("zone.tsig")?,
         node,
         ask_stun: config.stun_servers.is_empty(),

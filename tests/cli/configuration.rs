@@ -170,6 +170,8 @@ fn a_wrong_zone_is_refused() {
             Wrong("server = \"192.0.2.1:0\"", 3, "zone.server", "an IP address"),
             Wrong("server = \"192.0.2.1:65536\"", 3, "zone.server", "an IP address"),
             Wrong("server = \"0.0.0.0\"", 3, "zone.server", "an IP address"),
+            Wrong("server = [\"192.0.2.1\", \"ns\"]", 3, "zone.server[1]", "an IP address"),
+            Wrong("server = [\"::1\", \"::1\"]", 3, "zone.server[1]", "the same as"),
             Wrong("tsig = \"mesh-key\"", 3, "zone.tsig", "a section (a table)"),
             Wrong("tsig = { name = \"k\" }", 3, "zone.tsig.secret_file", "is missing"),
             Wrong("tsig = { secret_file = \"tsig.key\" }", 3, "zone.tsig.name", "is missing"),

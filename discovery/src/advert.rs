@@ -12,18 +12,30 @@
 //!
 //! `docs/protocol.md` tells the form byte for byte.
 
+mod candidate;
+pub(crate) mod txt;
+mod zone;
+
 use std::{
-    fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    str::FromStr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use data_encoding::BASE64;
-use hickory_proto::rr::Name;
 use ipnet::IpNet;
 
-use crate::identity::{Identity, PublicKey};
+use self::{
+    candidate::is_reachable,
+    txt::{Fields, push_bytes, push_list, text},
+};
+pub use self::{
+    candidate::{Candidate, CandidateKind, Endpoint, is_public},
+    zone::{Zone, ZoneError},
+};
+use crate::{
+    identity::{Identity, PublicKey},
+    membership::{CertificateError, Certified, Chain, MAX_CHAIN_LEN, NetworkId},
+};
 
 /// The service type's labels (RFC 6763 §7): wgsd's.
 pub const SERVICE_LABELS: [&str; 2] = ["_wireguard", "_udp"];
@@ -53,149 +65,6 @@ pub const CLOCK_SKEW: Duration = Duration::from_secs(300);
 /// means to haunt the zone.
 pub const MAX_LEASE: Duration = Duration::from_secs(24 * 3600);
 
-/// The DNS zone that the members share, and the names in it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Zone(Name);
-
-impl Zone {
-    /// The zone's own name: absolute, in lower case.
-    pub fn name(&self) -> &Name {
-        &self.0
-    }
-
-    /// `_wireguard._udp.<zone>`: the owner of the PTR records.
-    pub fn service(&self) -> Name {
-        self.below(&SERVICE_LABELS.map(str::as_bytes))
-    }
-
-    /// `<56 characters, padded>._wireguard._udp.<zone>`: the owner of SRV and TXT.
-    pub fn instance(&self, node: &PublicKey) -> Name {
-        let label = format!("{}====", node.to_base32());
-        self.below(&[label.as_bytes(), SERVICE_LABELS[0].as_bytes(), SERVICE_LABELS[1].as_bytes()])
-    }
-
-    /// `<52 characters>.<zone>`: the owner of A and AAAA. Without the padding, so
-    /// that BIND's default `check-names` accepts it.
-    pub fn host(&self, node: &PublicKey) -> Name {
-        self.below(&[node.to_base32().as_bytes()])
-    }
-
-    /// The node that an instance name of this zone names, if it names one.
-    pub fn instance_key(&self, owner: &Name) -> Option<PublicKey> {
-        if owner.num_labels() != self.0.num_labels() + 3 || !self.service().zone_of(owner) {
-            return None;
-        }
-        let node = PublicKey::from_base32(owner.iter().next()?).ok()?;
-        // There is one name for a node: another spelling must not stand in its place.
-        (self.instance(&node) == *owner).then_some(node)
-    }
-
-    fn below(&self, labels: &[&[u8]]) -> Name {
-        let labels = labels.iter().copied().chain(self.0.iter());
-        // `FromStr` made sure that the longest name fits.
-        let mut name = Name::from_labels(labels).expect("a name below a checked zone");
-        name.set_fqdn(true);
-        name
-    }
-}
-
-impl FromStr for Zone {
-    type Err = ZoneError;
-
-    fn from_str(text: &str) -> Result<Self, ZoneError> {
-        let mut name = Name::from_ascii(text).map_err(|_| ZoneError::Name)?.to_lowercase();
-        name.set_fqdn(true);
-        if name.is_root() {
-            return Err(ZoneError::Root);
-        }
-        // 255 bytes (RFC 1035 §3.1) less "<56>._wireguard._udp" with its length bytes.
-        if name.len() > 255 - (57 + 11 + 5) {
-            return Err(ZoneError::Long);
-        }
-        Ok(Self(name))
-    }
-}
-
-impl fmt::Display for Zone {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
-    }
-}
-
-/// Why a text is no zone's name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum ZoneError {
-    /// Not a domain name.
-    #[error("not a domain name (RFC 1035 §2.3.1)")]
-    Name,
-    /// The root.
-    #[error("the root is nobody's zone")]
-    Root,
-    /// No room for the records' names below it.
-    #[error("too long: a record's name below it would pass 255 bytes")]
-    Long,
-}
-
-/// Where a candidate's address comes from (RFC 8445 §5.1.1), best known first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum CandidateKind {
-    /// An address of one of the node's own interfaces.
-    Host,
-    /// As seen by a STUN server.
-    ServerReflexive,
-    /// Leased from the NAT by PCP, NAT-PMP or UPnP.
-    Mapped,
-    /// Allocated on a TURN server.
-    Relayed,
-}
-
-impl CandidateKind {
-    const ALL: [(Self, &'static str); 4] = [
-        (Self::Host, "h"),
-        (Self::ServerReflexive, "s"),
-        (Self::Mapped, "m"),
-        (Self::Relayed, "r"),
-    ];
-
-    fn letter(self) -> &'static str {
-        Self::ALL.iter().find(|(kind, _)| *kind == self).map_or("", |(_, letter)| letter)
-    }
-}
-
-/// One address at which a node may be reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Candidate {
-    /// Where the address comes from.
-    pub kind: CandidateKind,
-    /// The address and UDP port.
-    pub addr: SocketAddr,
-}
-
-impl Candidate {
-    fn is_usable(&self) -> bool {
-        self.addr.port() != 0 && is_reachable(self.addr.ip())
-    }
-}
-
-impl fmt::Display for Candidate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.kind.letter(), self.addr)
-    }
-}
-
-impl FromStr for Candidate {
-    type Err = AdvertError;
-
-    fn from_str(text: &str) -> Result<Self, AdvertError> {
-        let bad = AdvertError::Value("cand");
-        let (letter, addr) = text.split_once(':').ok_or(bad)?;
-        let (kind, _) =
-            CandidateKind::ALL.into_iter().find(|(_, known)| *known == letter).ok_or(bad)?;
-        let candidate = Self { kind, addr: addr.parse().map_err(|_| bad)? };
-        if candidate.is_usable() { Ok(candidate) } else { Err(bad) }
-    }
-}
-
 /// What a node says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Advert {
@@ -209,6 +78,10 @@ pub struct Advert {
     pub routes: Vec<IpNet>,
     /// Where it may be reached, best first, at most [`MAX_CANDIDATES`].
     pub candidates: Vec<Candidate>,
+    /// The node's certificate chain as it travels, at most [`MAX_CHAIN_LEN`] bytes;
+    /// none where the node is a member of no network. What is in it is for
+    /// [`SignedAdvert::certified`] to say.
+    pub certificate: Option<Vec<u8>>,
     /// Rises with every change: of two adverts of a node the higher one counts.
     pub sequence: u64,
     /// When the advert lapses unless it is renewed.
@@ -258,17 +131,16 @@ impl Advert {
     }
 
     fn to_txt(&self, expires: Duration) -> Vec<Vec<u8>> {
-        let mut txt = vec![
-            "txtvers=1".to_owned(),
-            format!("pub={}", self.node),
-            format!("name={}", self.name),
-        ];
+        let mut txt = vec![text("txtvers", "1"), text("pub", self.node), text("name", &self.name)];
         push_list(&mut txt, "allowed", &self.routes);
         push_list(&mut txt, "ip", &self.addresses);
         push_list(&mut txt, "cand", &self.candidates);
-        txt.push(format!("seq={}", self.sequence));
-        txt.push(format!("exp={}", expires.as_secs()));
-        txt.into_iter().map(String::into_bytes).collect()
+        if let Some(certificate) = &self.certificate {
+            push_bytes(&mut txt, "cert", certificate);
+        }
+        txt.push(text("seq", self.sequence));
+        txt.push(text("exp", expires.as_secs()));
+        txt
     }
 
     fn check_bounds(&self) -> Result<(), AdvertError> {
@@ -288,38 +160,18 @@ impl Advert {
         {
             return Err(AdvertError::Value("cand"));
         }
+        let certificate = self.certificate.as_ref().map_or(1, Vec::len);
+        if certificate == 0 || certificate > MAX_CHAIN_LEN {
+            return Err(AdvertError::Value("cert"));
+        }
         Ok(())
     }
-}
 
-/// A UDP port and the addresses that go with it: what SRV, A and AAAA say.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    port: u16,
-    addresses: Vec<IpAddr>,
-}
-
-impl Endpoint {
-    /// An endpoint; the addresses are put in order and freed of duplicates.
-    pub fn new(port: u16, mut addresses: Vec<IpAddr>) -> Self {
-        addresses.sort_unstable();
-        addresses.dedup();
-        Self { port, addresses }
-    }
-
-    /// The UDP port of the SRV record.
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-
-    /// The addresses of A and AAAA, in order, without duplicates.
-    pub fn addresses(&self) -> &[IpAddr] {
-        &self.addresses
-    }
-
-    /// Every address with the port.
-    pub fn socket_addrs(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.addresses.iter().map(|addr| SocketAddr::new(*addr, self.port))
+    /// Whether this is a node's last word: an advert without candidates whose lease is
+    /// over. It says that everything that is published of the node may go, and a
+    /// reader has [`CLOCK_SKEW`] to take it.
+    pub fn is_withdrawal(&self, now: SystemTime) -> bool {
+        self.candidates.is_empty() && self.expires <= now
     }
 }
 
@@ -362,6 +214,7 @@ impl SignedAdvert {
             addresses: fields.list("ip")?,
             routes: fields.list("allowed")?,
             candidates: fields.list("cand")?,
+            certificate: fields.bytes("cert"),
             sequence: fields.one("seq")?,
             expires,
         };
@@ -371,6 +224,21 @@ impl SignedAdvert {
             Err(past) if past.duration() > CLOCK_SKEW => Err(AdvertError::Expired),
             _ => Ok(Self { advert, txt: txt.to_vec() }),
         }
+    }
+
+    /// What the network has certified of the node: to be asked before anything of the
+    /// advert is used, where only members count.
+    ///
+    /// # Errors
+    /// [`CertificateError`] when the advert bears no certificate, or one that does not
+    /// hold for this node in this network now.
+    pub fn certified(
+        &self,
+        network: &NetworkId,
+        now: SystemTime,
+    ) -> Result<Certified, CertificateError> {
+        let bytes = self.advert.certificate.as_ref().ok_or(CertificateError::Missing)?;
+        Chain::read(bytes)?.verify(network, &self.advert.node, now)
     }
 }
 
@@ -508,104 +376,4 @@ fn signed_bytes(zone: &Zone, txt: &[Vec<u8>]) -> Vec<u8> {
         bytes.extend_from_slice(part);
     }
     bytes
-}
-
-/// Appends `key=a,b,…`, and where 255 bytes do not hold it `key1=…`, `key2=…`.
-fn push_list<T: fmt::Display>(txt: &mut Vec<String>, key: &str, items: &[T]) {
-    let mut part = 0;
-    let mut string = format!("{key}=");
-    let mut empty = true;
-    for item in items {
-        let item = item.to_string();
-        if !empty && string.len() + 1 + item.len() > 255 {
-            txt.push(string);
-            part += 1;
-            string = format!("{key}{part}=");
-            empty = true;
-        }
-        if !empty {
-            string.push(',');
-        }
-        string.push_str(&item);
-        empty = false;
-    }
-    if !empty {
-        txt.push(string);
-    }
-}
-
-/// TXT strings as keys and values (RFC 6763 §6.4).
-struct Fields<'a>(Vec<(&'a str, &'a str)>);
-
-impl<'a> Fields<'a> {
-    fn read(txt: &'a [Vec<u8>]) -> Result<Self, AdvertError> {
-        let mut fields: Vec<(&str, &str)> = Vec::with_capacity(txt.len());
-        for string in txt {
-            // Strings that are not text or have no key belong to somebody else.
-            let Ok(string) = std::str::from_utf8(string) else { continue };
-            let Some((key, value)) = string.split_once('=') else { continue };
-            if fields.iter().any(|(known, _)| known.eq_ignore_ascii_case(key)) {
-                return Err(AdvertError::Twice);
-            }
-            fields.push((key, value));
-        }
-        let fields = Self(fields);
-        match fields.get("txtvers") {
-            Some("1") => Ok(fields),
-            Some(_) => Err(AdvertError::Version),
-            None => Err(AdvertError::Missing("txtvers")),
-        }
-    }
-
-    fn get(&self, key: &str) -> Option<&'a str> {
-        self.0.iter().find(|(known, _)| known.eq_ignore_ascii_case(key)).map(|(_, value)| *value)
-    }
-
-    fn one<T: FromStr>(&self, key: &'static str) -> Result<T, AdvertError> {
-        let value = self.get(key).ok_or(AdvertError::Missing(key))?;
-        value.parse().map_err(|_| AdvertError::Value(key))
-    }
-
-    fn list<T: FromStr>(&self, key: &'static str) -> Result<Vec<T>, AdvertError> {
-        let mut items = Vec::new();
-        let mut name = key.to_owned();
-        for part in 1.. {
-            let Some(value) = self.get(&name) else { break };
-            for item in value.split(',').filter(|item| !item.is_empty()) {
-                items.push(item.trim().parse().map_err(|_| AdvertError::Value(key))?);
-            }
-            name = format!("{key}{part}");
-        }
-        Ok(items)
-    }
-}
-
-/// Whether a packet may be sent to this address because an advert names it:
-/// unicast, and not this very machine.
-fn is_reachable(ip: IpAddr) -> bool {
-    let own = ip.is_loopback() || ip.is_unspecified() || ip.is_multicast();
-    !own && match ip {
-        IpAddr::V4(v4) => !v4.is_broadcast() && v4.octets()[0] != 0,
-        // A mapped address would be an IPv4 one in disguise; a link-local one means
-        // nothing without the interface that it belongs to.
-        IpAddr::V6(v6) => v6.to_ipv4_mapped().is_none() && !v6.is_unicast_link_local(),
-    }
-}
-
-/// Whether the address is worth telling to the whole Internet: not private (RFC
-/// 1918), not shared (RFC 6598), not link-local, not unique-local (RFC 4193).
-pub fn is_public(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(v4) => !v4.is_private() && !v4.is_link_local() && !is_shared(v4),
-        IpAddr::V6(v6) => !is_unique_local(v6) && !v6.is_unicast_link_local(),
-    }
-}
-
-fn is_shared(v4: Ipv4Addr) -> bool {
-    let [a, b, ..] = v4.octets();
-    a == 100 && b & 0xc0 == 64
-}
-
-fn is_unique_local(v6: Ipv6Addr) -> bool {
-    v6.octets()[0] & 0xfe == 0xfc
 }

@@ -297,8 +297,9 @@ fn service_type() -> String {
 
 /// A TXT string as key and value (RFC 6763 §6.4). Ours all have both.
 fn to_property(string: &[u8]) -> Option<TxtProperty> {
-    let (key, value) = std::str::from_utf8(string).ok()?.split_once('=')?;
-    Some(TxtProperty::from((key, value.as_bytes())))
+    let at = string.iter().position(|byte| *byte == b'=')?;
+    // A value may be any bytes (RFC 6763 §6.5).
+    Some(TxtProperty::from((std::str::from_utf8(&string[..at]).ok()?, &string[at + 1..])))
 }
 
 fn from_property(property: &TxtProperty) -> Vec<u8> {

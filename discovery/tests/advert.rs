@@ -411,6 +411,7 @@ fn full() -> Advert {
         addresses: vec!["10.42.1.1".parse().expect("an address")],
         routes: vec!["10.42.1.0/24".parse().expect("a prefix")],
         candidates: candidates.iter().map(candidate).collect(),
+        certificate: None,
         sequence: 7,
         expires: now() + Duration::from_secs(3600),
     }

@@ -106,6 +106,7 @@ impl Own {
             addresses,
             routes,
             candidates: candidates.to_vec(),
+            certificate: None,
             sequence,
             expires: wall + LEASE,
         };

@@ -374,6 +374,7 @@ mod tests {
                 kind: CandidateKind::ServerReflexive,
                 addr: "198.51.100.7:51820".parse().expect("an address"),
             }],
+            certificate: None,
             sequence,
             expires: wall() + Duration::from_secs(3600),
         };

@@ -293,6 +293,7 @@ fn advert(seed: u8, sequence: u64) -> SignedAdvert {
         addresses: vec![format!("10.42.{seed}.1").parse().expect("an address")],
         routes: vec![format!("10.42.{seed}.0/24").parse().expect("a route")],
         candidates,
+        certificate: None,
         sequence,
         expires: SystemTime::UNIX_EPOCH + Duration::from_secs(hour_from_now()),
     };

@@ -533,6 +533,7 @@ fn advert(node: &Identity, sequence: u64, addresses: &[&str]) -> SignedAdvert {
         addresses: vec!["10.42.1.1".parse().expect("an address")],
         routes: vec!["10.42.1.0/24".parse().expect("a prefix")],
         candidates: candidates.collect(),
+        certificate: None,
         sequence,
         expires: SystemTime::now() + Duration::from_secs(3600),
     };

@@ -27,6 +27,7 @@ mod contents;
 mod error;
 mod message;
 mod publish;
+pub mod serve;
 mod services;
 mod transfer;
 mod transport;

@@ -1,0 +1,54 @@
+//! Whose a name of the zone is.
+
+use hickory_proto::rr::Name;
+
+use crate::{advert::Zone, identity::PublicKey};
+
+/// What a name of the zone is for. One that has no such use belongs to the
+/// configuration: no update touches it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// `_wireguard._udp.<zone>`: the list of instances.
+    Service,
+    /// A node's instance: SRV and TXT.
+    Instance(PublicKey),
+    /// A node's host name: A and AAAA.
+    Host(PublicKey),
+    /// Fixed by the configuration, or nobody's.
+    Fixed,
+}
+
+impl Owner {
+    pub(super) fn of(zone: &Zone, name: &Name) -> Self {
+        if *name == zone.service() {
+            return Self::Service;
+        }
+        if let Some(node) = zone.instance_key(name) {
+            return Self::Instance(node);
+        }
+        let first = name.iter().next().unwrap_or_default();
+        if name.num_labels() == zone.name().num_labels() + 1
+            && let Ok(node) = PublicKey::from_base32(first)
+            && zone.host(&node) == *name
+        {
+            return Self::Host(node);
+        }
+        Self::Fixed
+    }
+}
+
+/// A name of a few known labels below the zone.
+pub(super) fn below(zone: &Zone, labels: &[&[u8]]) -> Name {
+    let labels = labels.iter().copied().chain(zone.name().iter());
+    // Shorter than a node's instance name, which a zone's name has room for.
+    let mut name = Name::from_labels(labels).expect("a name below a checked zone");
+    name.set_fqdn(true);
+    name
+}
+
+/// Names are compared, ordered and kept in lower case (RFC 4343).
+pub(super) fn canonical(name: &Name) -> Name {
+    let mut name = name.to_lowercase();
+    name.set_fqdn(true);
+    name
+}

@@ -7,6 +7,11 @@
 //! minutes at most, since the zone says the same in the end. A later note takes the place
 //! of an earlier one.
 //!
+//! Beside what a node says of itself there is *news*, which members hand on to each other
+//! whoever it comes from. Its content begins with [`NEWS`], one note of it follows the other,
+//! each when the peer has acknowledged the one before, and a list may take many: so it has a
+//! budget of its own.
+//!
 //! A note is authentic as checks are ([`crate::check`]); that its content is fresh is for
 //! that to show, as an advert does by its number. It is a Binding indication (RFC 8489 §5)
 //! with DATA (RFC 8656 §18.4); the acknowledgement has the same transaction and no DATA,
@@ -39,6 +44,16 @@ const ROUTES: usize = 2;
 const ACCEPT_INTERVAL: Duration = Duration::from_secs(10);
 const ACCEPT_BURST: u32 = 4;
 
+/// The first byte of news: no advert begins with it.
+pub const NEWS: u8 = 0;
+
+/// Notes of news that wait for one peer: more than any list comes to.
+pub const MAX_NEWS: usize = 128;
+
+/// Notes of news that are looked at: a whole list at once, and then as fast as anybody needs.
+const NEWS_INTERVAL: Duration = Duration::from_millis(100);
+const NEWS_BURST: u32 = MAX_NEWS as u32;
+
 /// What comes with a note.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Note {
@@ -53,7 +68,10 @@ pub struct Courier {
     keys: CheckKeys,
     rng: StdRng,
     out: Option<Out>,
+    news: Option<Out>,
+    more_news: VecDeque<Vec<u8>>,
     accept: Budget,
+    accept_news: Budget,
     queue: VecDeque<Transmit>,
 }
 
@@ -66,6 +84,24 @@ struct Out {
     due: Instant,
 }
 
+impl Out {
+    fn new(content: Vec<u8>, rng: &mut StdRng, now: Instant) -> Self {
+        let mut id = [0; 12];
+        rng.fill_bytes(&mut id);
+        Self { id, content, tries: 0, due: now }
+    }
+
+    /// The note, to be sent once more; `None` where that was done often enough.
+    fn next_try(&mut self, now: Instant) -> Option<Note> {
+        if self.tries == TRIES {
+            return None;
+        }
+        self.due = now + PAUSE.0.saturating_mul(1 << self.tries.min(16)).min(PAUSE.1);
+        self.tries += 1;
+        Some(Note { id: self.id, content: Some(self.content.clone()) })
+    }
+}
+
 impl Courier {
     /// A courier to the peer that `keys` are shared with. All randomness comes from `seed`.
     pub fn new(keys: CheckKeys, seed: [u8; 32], now: Instant) -> Self {
@@ -73,7 +109,10 @@ impl Courier {
             keys,
             rng: StdRng::from_seed(seed),
             out: None,
+            news: None,
+            more_news: VecDeque::new(),
             accept: Budget::new(ACCEPT_INTERVAL, ACCEPT_BURST, now),
+            accept_news: Budget::new(NEWS_INTERVAL, NEWS_BURST, now),
             queue: VecDeque::new(),
         }
     }
@@ -81,10 +120,35 @@ impl Courier {
     /// Hands this to the peer, instead of anything before. Nothing that is longer than
     /// [`MAX_CONTENT`] is handed on.
     pub fn offer(&mut self, content: Vec<u8>, now: Instant) {
-        let mut id = [0; 12];
-        self.rng.fill_bytes(&mut id);
         let fits = content.len() <= MAX_CONTENT;
-        self.out = fits.then_some(Out { id, content, tries: 0, due: now });
+        self.out = fits.then(|| Out::new(content, &mut self.rng, now));
+    }
+
+    /// Hands this piece of news to the peer, behind those that wait; the same one waits only
+    /// once. What is longer than [`MAX_CONTENT`], does not begin with [`NEWS`], or is more
+    /// than [`MAX_NEWS`], is not handed on.
+    pub fn hand_on(&mut self, content: Vec<u8>, now: Instant) {
+        let is_news = content.first() == Some(&NEWS) && content.len() <= MAX_CONTENT;
+        let mut waiting = self.news.iter().map(|out| &out.content).chain(&self.more_news);
+        if !is_news || self.more_news.len() == MAX_NEWS || waiting.any(|one| *one == content) {
+            return;
+        }
+        self.more_news.push_back(content);
+        self.next_news(now);
+    }
+
+    /// Forgets the news that waits: there is newer.
+    pub fn drop_news(&mut self) {
+        self.news = None;
+        self.more_news.clear();
+    }
+
+    fn next_news(&mut self, now: Instant) {
+        if self.news.is_none()
+            && let Some(content) = self.more_news.pop_front()
+        {
+            self.news = Some(Out::new(content, &mut self.rng, now));
+        }
     }
 
     /// Takes a note of the peer, and gives its content; none is in an acknowledgement.
@@ -102,9 +166,15 @@ impl Courier {
             if self.out.as_ref().is_some_and(|out| out.id == note.id) {
                 self.out = None;
             }
+            if self.news.as_ref().is_some_and(|out| out.id == note.id) {
+                self.news = None;
+                self.next_news(now);
+            }
             return Ok(None);
         };
-        if !self.accept.take(now) {
+        let is_news = content.first() == Some(&NEWS);
+        let budget = if is_news { &mut self.accept_news } else { &mut self.accept };
+        if !budget.take(now) {
             return Err(CheckError::Busy);
         }
         self.send(from, &Note { id: note.id, content: None });
@@ -113,20 +183,23 @@ impl Courier {
 
     /// Sends what is due over the routes that work, the best first.
     pub fn handle_timeout(&mut self, routes: &[Route], now: Instant) {
-        let Some(out) = &mut self.out else { return };
-        if out.due > now || routes.is_empty() {
+        if routes.is_empty() {
             return;
         }
-        if out.tries == TRIES {
-            self.out = None;
-            return;
-        }
-        let pause = PAUSE.0.saturating_mul(1 << out.tries.min(16)).min(PAUSE.1);
-        out.tries += 1;
-        out.due = now + pause;
-        let note = Note { id: out.id, content: Some(out.content.clone()) };
-        for route in routes.iter().take(ROUTES) {
-            self.send(*route, &note);
+        for is_news in [false, true] {
+            let out = if is_news { &mut self.news } else { &mut self.out };
+            let Some(waiting) = out.as_mut().filter(|out| out.due <= now) else { continue };
+            let Some(note) = waiting.next_try(now) else {
+                *out = None;
+                if is_news {
+                    // Who took none of it in all that time takes the rest no better.
+                    self.drop_news();
+                }
+                continue;
+            };
+            for route in routes.iter().take(ROUTES) {
+                self.send(*route, &note);
+            }
         }
     }
 
@@ -138,7 +211,7 @@ impl Courier {
     /// When to call [`Courier::handle_timeout`], if there is a route: at once while
     /// something waits.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.out.as_ref().map(|out| out.due)
+        self.out.iter().chain(&self.news).map(|out| out.due).min()
     }
 
     fn send(&mut self, route: Route, note: &Note) {
@@ -149,7 +222,7 @@ impl Courier {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
+    use std::{collections::BTreeSet, net::SocketAddr};
 
     use x25519_dalek::{PublicKey, StaticSecret};
 
@@ -222,10 +295,46 @@ mod tests {
     }
 
     #[test]
+    fn news_goes_piece_by_piece_beside_what_a_node_says_of_itself() {
+        let now = Instant::now();
+        let [mut a, mut b] = pair(now);
+        a.offer(b"advert".to_vec(), now);
+        for number in 0..100 {
+            a.hand_on(vec![NEWS, number], now);
+            a.hand_on(vec![NEWS, number], now);
+        }
+        a.hand_on(b"no news".to_vec(), now);
+        a.hand_on([&[NEWS], &[1; MAX_CONTENT][..]].concat(), now);
+        let mut got = Vec::new();
+        while a.poll_timeout().is_some_and(|due| due <= now) {
+            a.handle_timeout(&[route()], now);
+            while let Some(note) = a.poll_transmit() {
+                got.extend(b.handle_datagram(route(), &note.payload, now).expect("genuine"));
+            }
+            while let Some(ack) = b.poll_transmit() {
+                assert_eq!(a.handle_datagram(route(), &ack.payload, now), Ok(None));
+            }
+        }
+        assert_eq!(got.remove(0), b"advert");
+        assert_eq!(got, (0..100).map(|number| vec![NEWS, number]).collect::<Vec<_>>());
+        assert_eq!(a.poll_timeout(), None, "all were acknowledged");
+        // More than waits at a time, and to somebody who takes none of it.
+        for number in 0..=255 {
+            a.hand_on(vec![NEWS, number], now);
+        }
+        let mut sent = BTreeSet::new();
+        while let Some(due) = a.poll_timeout() {
+            a.handle_timeout(&[route()], due);
+            sent.extend(std::iter::from_fn(|| a.poll_transmit()).map(|note| note.payload));
+        }
+        assert_eq!(sent.len(), 1);
+    }
+
+    #[test]
     fn a_flood_and_a_changed_bit_get_no_answer() {
         let now = Instant::now();
         let [mut a, mut b] = pair(now);
-        for number in 0..20u8 {
+        for number in 1..=20u8 {
             a.offer(vec![number], now);
             a.handle_timeout(&[route()], now);
             let note = a.poll_transmit().expect("a note").payload;

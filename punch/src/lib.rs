@@ -24,7 +24,7 @@ mod verdict;
 pub use agent::{Agent, CheckError, MAX_LEARNED, MAX_LISTED, MAX_RELAYS, MAX_REMOTE, MAX_SOCKETS};
 pub use candidate::{Candidate, CandidateKind};
 pub use check::{CheckKeys, OpenError, Username, WeakKey};
-pub use courier::{Courier, MAX_CONTENT};
+pub use courier::{Courier, MAX_CONTENT, MAX_NEWS, NEWS};
 pub use nat::{Mapping, NatProfile, PortPattern};
 pub use pair::Tier;
 pub use route::{LocalRelay, Route, Via};

@@ -18,7 +18,7 @@ mod sockets;
 mod start;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -32,11 +32,12 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 use zonemesh_discovery::{
-    advert::{InstanceRecords, SignedAdvert},
+    advert::SignedAdvert,
     identity::PublicKey,
     interfaces::{Change, InterfaceAddress, mdns_interfaces},
     mdns::{Mdns, MdnsEvent},
     stun::{ReflexiveClient, StunEvent},
+    zone::View,
 };
 use zonemesh_punch::{Route, Via};
 
@@ -205,7 +206,7 @@ struct ZoneState {
     browse_error: Option<String>,
     publish_error: Option<String>,
     /// What it showed last, if it was read.
-    view: Option<BTreeMap<PublicKey, InstanceRecords>>,
+    view: Option<View>,
     /// Whether it has shown a newer advert of this very node.
     outbid: bool,
     /// Whether it has done so again: somebody else has the key, too.
@@ -248,7 +249,7 @@ impl Node {
     fn handle_zone(&mut self, event: ZoneEvent, now: Instant, wall: SystemTime) {
         match event {
             ZoneEvent::View(view) => {
-                self.mesh.handle_zone(&view, now, wall);
+                self.mesh.handle_zone(&view.instances, now, wall);
                 self.zone.view = Some(view);
                 let seen = self.mesh.roster().map_or(0, |roster| roster.own_sequence());
                 if let Some(own) = &mut self.own
@@ -396,7 +397,7 @@ impl Node {
             self.relays_moved(now);
             // What seemed to have lapsed may hold, and the zone does not tell it twice.
             if let Some(view) = &self.zone.view {
-                self.mesh.handle_zone(view, now, wall);
+                self.mesh.handle_zone(&view.instances, now, wall);
             }
         }
         self.mesh.handle_timeout(now, wall);

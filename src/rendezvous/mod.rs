@@ -17,7 +17,7 @@ mod reader;
 mod servers;
 mod services;
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Notify, mpsc, watch},
@@ -28,7 +28,7 @@ use tracing::{info, warn};
 use zonemesh_discovery::{
     advert::{InstanceRecords, SignedAdvert, Zone},
     identity::PublicKey,
-    zone::TsigKey,
+    zone::{TsigKey, View},
 };
 
 use self::{
@@ -50,7 +50,7 @@ const WITHDRAW_LIMIT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub enum ZoneEvent {
     /// The whole view of the zone, after a change.
-    View(BTreeMap<PublicKey, InstanceRecords>),
+    View(View),
     /// The records of one node that knocked.
     Found(InstanceRecords),
     /// The zone's STUN servers.

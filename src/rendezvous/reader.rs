@@ -1,7 +1,6 @@
 //! Reads the zone: the others' adverts.
 
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -12,9 +11,9 @@ use tokio::{
     time::{sleep, sleep_until},
 };
 use zonemesh_discovery::{
-    advert::{InstanceRecords, SignedAdvert},
+    advert::SignedAdvert,
     identity::PublicKey,
-    zone::{Browser, ZoneClient, ZoneError, find_server, poll_interval},
+    zone::{Browser, View, ZoneClient, ZoneError, find_server, poll_interval},
 };
 
 use super::{
@@ -80,7 +79,7 @@ impl Reader {
             backoff = Backoff::default();
             failures = 0;
             if let Some(view) = polled {
-                members = view.len();
+                members = view.instances.len();
                 lost = self.is_lost(&view);
                 if self.events.send(Event::Zone(ZoneEvent::View(view))).await.is_err() {
                     return;
@@ -147,9 +146,9 @@ impl Reader {
     }
 
     /// Whether the zone shows something else of this node than was published last.
-    fn is_lost(&self, view: &BTreeMap<PublicKey, InstanceRecords>) -> bool {
+    fn is_lost(&self, view: &View) -> bool {
         let Some(advert) = self.advert.borrow().clone() else { return false };
-        view.get(&self.settings.node).is_none_or(|records| records.txt != advert.txt())
+        view.instances.get(&self.settings.node).is_none_or(|records| records.txt != advert.txt())
     }
 
     /// Waits, or until somebody asks who still may; gives the node that is asked for.
@@ -190,9 +189,7 @@ impl Followed {
 
     /// Looks at the zone. Another server is looked at only where one fails, and the first
     /// again before long.
-    async fn look(
-        &mut self,
-    ) -> (SocketAddr, Result<Option<BTreeMap<PublicKey, InstanceRecords>>, ZoneError>) {
+    async fn look(&mut self) -> (SocketAddr, Result<Option<View>, ZoneError>) {
         let at = self.servers.at();
         if at != 0 && self.tried.elapsed() >= RETURN_AFTER {
             self.tried = Instant::now();

@@ -2,7 +2,6 @@
 //! ships them, on loopback addresses. Each scenario runs with both.
 
 use std::{
-    collections::BTreeMap,
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     process::{Command, Stdio},
@@ -18,7 +17,7 @@ use zonemesh::lab::{
 use zonemesh_discovery::{
     advert::{Advert, Candidate, CandidateKind, Entry, InstanceRecords, SignedAdvert, Zone},
     identity::{Identity, PublicKey},
-    zone::{Browser, NamedServer, Rcode, Task, TsigFault, TsigKey, ZoneClient, ZoneError},
+    zone::{Browser, NamedServer, Rcode, Task, TsigFault, TsigKey, View, ZoneClient, ZoneError},
 };
 
 const ZONE: &str = "mesh.example";
@@ -98,7 +97,7 @@ async fn an_advert_without_address_has_no_srv(kind: ZoneServerKind) {
     let seen = server.browser().poll().await;
     if kind == ZoneServerKind::Bind {
         let seen = seen.expect("polled").expect("something new");
-        assert_eq!(sequence(&seen[&node.public_key()]), 2);
+        assert_eq!(sequence(&seen.instances[&node.public_key()]), 2);
     }
 }
 
@@ -115,8 +114,8 @@ async fn a_browser_follows_by_ixfr(kind: ZoneServerKind) {
     client.publish(&advert(&first, 2, &["203.0.113.9:40000"])).await.expect("published");
     let seen = browser.poll().await.expect("polled").expect("something new");
     assert_eq!(keys(&seen), sorted([first.public_key(), second.public_key()]));
-    assert_eq!(sequence(&seen[&first.public_key()]), 2);
-    assert_eq!(sequence(&seen[&second.public_key()]), 1);
+    assert_eq!(sequence(&seen.instances[&first.public_key()]), 2);
+    assert_eq!(sequence(&seen.instances[&second.public_key()]), 1);
 
     // A list that only names what is known is no news.
     client.announce(&first.public_key()).await.expect("announced");
@@ -153,7 +152,7 @@ async fn a_large_zone_comes_in_many_signed_messages(kind: ZoneServerKind) {
     let mut browser = server.browser();
     let seen = browser.poll().await.expect("polled").expect("something new");
     assert_eq!(keys(&seen), sorted(nodes.iter().map(Identity::public_key)));
-    assert!(seen.values().all(|records| sequence(records) == 1));
+    assert!(seen.instances.values().all(|records| sequence(records) == 1));
 }
 
 async fn where_transfers_are_refused_plain_queries_do(kind: ZoneServerKind) {
@@ -167,7 +166,7 @@ async fn where_transfers_are_refused_plain_queries_do(kind: ZoneServerKind) {
     }
     let seen = browser.poll().await.expect("polled").expect("something new");
     assert_eq!(keys(&seen), sorted([first.public_key(), second.public_key()]));
-    assert!(seen.values().all(|records| sequence(records) == 1));
+    assert!(seen.instances.values().all(|records| sequence(records) == 1));
 
     // One that the list lacks is found by its key.
     let third = node(3);
@@ -187,7 +186,7 @@ async fn many_instances_are_asked_for_on_one_connection(kind: ZoneServerKind) {
     let server = Server::start_with(kind, Some(false), lines);
     let seen = server.browser().poll().await.expect("polled").expect("something new");
     assert_eq!(keys(&seen), sorted(nodes.iter().map(Identity::public_key)));
-    assert!(seen.values().all(|records| sequence(records) == 1));
+    assert!(seen.instances.values().all(|records| sequence(records) == 1));
 }
 
 async fn a_killed_server_comes_back_with_its_records(kind: ZoneServerKind) {
@@ -263,7 +262,7 @@ async fn a_record_written_by_hand_is_a_bare_entry(kind: ZoneServerKind) {
         ),
     ]);
     let seen = server.browser().poll().await.expect("polled").expect("something new");
-    let entry = seen[&key].verify(&zone(), SystemTime::now()).expect("wgsd's form");
+    let entry = seen.instances[&key].verify(&zone(), SystemTime::now()).expect("wgsd's form");
     let Entry::Bare(bare) = entry else { panic!("{entry:?}") };
     assert_eq!(bare.node, key);
     let addresses: Vec<SocketAddr> = bare.endpoint.socket_addrs().collect();
@@ -467,7 +466,7 @@ impl Server {
 }
 
 /// Polls as long as the mesh's share of queries may hold a round back.
-async fn until_news(browser: &mut Browser) -> BTreeMap<PublicKey, InstanceRecords> {
+async fn until_news(browser: &mut Browser) -> View {
     let polling = async {
         loop {
             if let Some(seen) = browser.poll().await.expect("polled") {
@@ -574,8 +573,8 @@ fn sequence(records: &InstanceRecords) -> u64 {
     }
 }
 
-fn keys(seen: &BTreeMap<PublicKey, InstanceRecords>) -> Vec<PublicKey> {
-    seen.keys().copied().collect()
+fn keys(seen: &View) -> Vec<PublicKey> {
+    seen.instances.keys().copied().collect()
 }
 
 fn sorted(keys: impl IntoIterator<Item = PublicKey>) -> Vec<PublicKey> {

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::{
     Task, ZoneClient, ZoneError,
-    contents::{Contents, MAX_INSTANCES, OutOfStep},
+    contents::{Contents, MAX_INSTANCES, OutOfStep, View},
     error::{Rcode, TsigFault},
     message::{Data, Reply, query},
     query_budget,
@@ -31,13 +31,13 @@ use crate::{
 /// which an operator may have changed meanwhile.
 const RETRY_TRANSFER: Duration = Duration::from_secs(600);
 
-/// Follows the instances of one zone.
+/// Follows what one zone says.
 #[derive(Debug)]
 pub struct Browser {
     client: ZoneClient,
-    /// The serial of what `instances` tells.
+    /// The serial of what `view` tells.
     seen: Option<u32>,
-    instances: Option<BTreeMap<PublicKey, InstanceRecords>>,
+    view: Option<View>,
     way: Way,
 }
 
@@ -54,17 +54,15 @@ enum Way {
 impl Browser {
     /// A browser that has seen nothing yet.
     pub fn new(client: ZoneClient) -> Self {
-        Self { client, seen: None, instances: None, way: Way::Transfers(None) }
+        Self { client, seen: None, view: None, way: Way::Transfers(None) }
     }
 
-    /// Looks at the zone: all its instances when something about them is new since
-    /// the last look, `None` when nothing is. What it has seen outlives an error.
+    /// Looks at the zone: all that it says when something of it is new since the last
+    /// look, `None` when nothing is. What it has seen outlives an error.
     ///
     /// # Errors
     /// [`ZoneError`] when the server cannot be reached or its answer cannot be used.
-    pub async fn poll(
-        &mut self,
-    ) -> Result<Option<BTreeMap<PublicKey, InstanceRecords>>, ZoneError> {
+    pub async fn poll(&mut self) -> Result<Option<View>, ZoneError> {
         let serial = self.client.serial().await?;
         if self.seen == Some(serial) {
             return Ok(None);
@@ -81,7 +79,7 @@ impl Browser {
                 Ok(serial) => {
                     self.seen = Some(serial);
                     let zone = &self.client.zone;
-                    fetched = known.as_ref().map(|(_, contents)| contents.instances(zone));
+                    fetched = known.as_ref().map(|(_, contents)| contents.view(zone));
                 }
                 Err(error) if is_refusal(&error) => {
                     tracing::info!(
@@ -97,16 +95,16 @@ impl Browser {
             if *next > now {
                 return Ok(None);
             }
-            let known = self.instances.clone().unwrap_or_default();
-            let (instances, queries) = by_queries(&self.client, known).await?;
-            *next = now + query_budget(instances.len(), queries);
+            let known = self.view.clone().unwrap_or_default();
+            let (view, queries) = by_queries(&self.client, known).await?;
+            *next = now + query_budget(view.instances.len(), queries);
             self.seen = Some(serial);
-            fetched = Some(instances);
+            fetched = Some(view);
         }
-        if fetched.is_none() || fetched == self.instances {
+        if fetched.is_none() || fetched == self.view {
             return Ok(None);
         }
-        self.instances.clone_from(&fetched);
+        self.view.clone_from(&fetched);
         Ok(fetched)
     }
 
@@ -118,13 +116,13 @@ impl Browser {
     /// [`ZoneError`] when the server cannot be reached or its answer cannot be used.
     pub async fn find(&mut self, node: &PublicKey) -> Result<Option<InstanceRecords>, ZoneError> {
         let mut lookup = Lookup::default();
-        lookup.run(&self.client, &[*node]).await?;
+        lookup.run(&self.client, &[*node], &[]).await?;
         if let Some(error) = lookup.failed.remove(node) {
             return Err(error);
         }
         let found = lookup.contents.instances(&self.client.zone).remove(node);
-        if let (Some(instances), Some(found)) = (&mut self.instances, &found) {
-            instances.insert(*node, found.clone());
+        if let (Some(view), Some(found)) = (&mut self.view, &found) {
+            view.instances.insert(*node, found.clone());
         }
         Ok(found)
     }
@@ -219,10 +217,7 @@ fn is_refusal(error: &ZoneError) -> bool {
 
 /// Asks for the list of instances and then for each, also for those known before:
 /// the list is only a hint, and may lack some. Gives the number of queries, too.
-async fn by_queries(
-    client: &ZoneClient,
-    mut known: BTreeMap<PublicKey, InstanceRecords>,
-) -> Result<(BTreeMap<PublicKey, InstanceRecords>, usize), ZoneError> {
+async fn by_queries(client: &ZoneClient, mut known: View) -> Result<(View, usize), ZoneError> {
     let mut nodes: BTreeSet<PublicKey> = BTreeSet::new();
     match client.ask(Task::Query, &query(&client.zone.service(), RecordType::PTR)).await {
         Ok(reply) => nodes.extend(reply.answers.iter().filter_map(|record| match &record.data {
@@ -230,25 +225,28 @@ async fn by_queries(
             _ => None,
         })),
         // Too many for one message: Knot's SERVFAIL.
-        Err(error @ ZoneError::Refused { .. }) if !known.is_empty() => {
+        Err(error @ ZoneError::Refused { .. }) if !known.instances.is_empty() => {
             tracing::warn!("the zone's list of instances cannot be read: {error}");
         }
         Err(error) => return Err(error),
     }
-    nodes.extend(known.keys());
+    nodes.extend(known.instances.keys());
     let nodes: Vec<PublicKey> = nodes.into_iter().take(MAX_INSTANCES).collect();
     let mut lookup = Lookup::default();
-    lookup.run(client, &nodes).await?;
-    let mut instances = lookup.contents.instances(&client.zone);
+    lookup.run(client, &nodes, &[(client.zone.revocations(), RecordType::TXT)]).await?;
+    let mut view = lookup.contents.view(&client.zone);
     for (node, error) in lookup.failed {
         tracing::warn!("{} cannot be read: {error}", client.zone.instance(&node));
         // What cannot be asked now may well be as it was.
-        match known.remove(&node) {
-            Some(records) => instances.insert(node, records),
-            None => instances.remove(&node),
+        match known.instances.remove(&node) {
+            Some(records) => view.instances.insert(node, records),
+            None => view.instances.remove(&node),
         };
     }
-    Ok((instances, lookup.queries + 1))
+    if lookup.others_failed {
+        view.revocations = known.revocations;
+    }
+    Ok((view, lookup.queries + 1))
 }
 
 /// SRV, TXT and addresses of some nodes by plain queries.
@@ -257,17 +255,26 @@ struct Lookup {
     contents: Contents,
     /// The nodes whose records could not be read, and why.
     failed: BTreeMap<PublicKey, ZoneError>,
+    /// Whether something else that was asked for could not be read.
+    others_failed: bool,
     queries: usize,
 }
 
 impl Lookup {
-    async fn run(&mut self, client: &ZoneClient, nodes: &[PublicKey]) -> Result<(), ZoneError> {
+    /// Asks for all of some nodes' records, and for some others.
+    async fn run(
+        &mut self,
+        client: &ZoneClient,
+        nodes: &[PublicKey],
+        others: &[(Name, RecordType)],
+    ) -> Result<(), ZoneError> {
         let questions: Vec<(Name, RecordType)> = nodes
             .iter()
             .map(|node| client.zone.instance(node))
             .flat_map(|name| [(name.clone(), RecordType::SRV), (name, RecordType::TXT)])
+            .chain(others.iter().cloned())
             .collect();
-        let (contents, failed) = (&mut self.contents, &mut self.failed);
+        let Self { contents, failed, others_failed, .. } = self;
         let take = |number: usize, reply: Result<Reply, ZoneError>| match reply {
             // A good server sends the target's addresses along (RFC 2782).
             Ok(reply) => {
@@ -278,8 +285,11 @@ impl Lookup {
             }
             Err(error @ ZoneError::Tsig { .. }) => Err(error),
             Err(error) => {
-                // Of each node two things are asked.
-                failed.insert(nodes[number / 2], error);
+                // Of each node two things are asked, and then for the others.
+                match nodes.get(number / 2) {
+                    Some(node) => drop(failed.insert(*node, error)),
+                    None => *others_failed = true,
+                }
                 Ok(())
             }
         };

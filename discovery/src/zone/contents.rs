@@ -1,4 +1,4 @@
-//! What this node knows of the zone's records, and the instances that they make.
+//! What this node knows of the zone's records, and the view that they make.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -32,6 +32,16 @@ const MAX_RECORDS_PER_NAME: usize = 64;
 pub(super) struct Contents {
     names: BTreeMap<Name, Vec<Data>>,
     bytes: usize,
+}
+
+/// What a zone says. Nothing of it has been verified.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct View {
+    /// The instances, by the key that each one's name spells.
+    pub instances: BTreeMap<PublicKey, InstanceRecords>,
+    /// The strings of each TXT record that may be the network's list of revocations; one
+    /// where nobody meddles.
+    pub revocations: Vec<Vec<Vec<u8>>>,
 }
 
 /// A change that does not fit what is known: the whole zone has to be read anew.
@@ -91,6 +101,14 @@ impl Contents {
         targets
     }
 
+    /// All of it that a node has a use for.
+    pub(super) fn view(&self, zone: &Zone) -> View {
+        let revocations = self.names.get(&zone.revocations()).into_iter().flatten();
+        let txt = |data: &Data| if let Data::Txt(txt) = data { Some(txt.clone()) } else { None };
+        let revocations = revocations.filter_map(txt).collect();
+        View { instances: self.instances(zone), revocations }
+    }
+
     /// The instances of the zone, with all that belongs to each. Nothing of it has
     /// been verified.
     pub(super) fn instances(&self, zone: &Zone) -> BTreeMap<PublicKey, InstanceRecords> {
@@ -131,10 +149,13 @@ impl Contents {
     }
 }
 
-/// Whether a record can be part of an instance.
+/// Whether a record can be part of a view.
 fn matters(zone: &Zone, record: &Record) -> bool {
     match record.data {
-        Data::Srv { .. } | Data::Txt(_) => zone.instance_key(&record.owner).is_some(),
+        Data::Srv { .. } => zone.instance_key(&record.owner).is_some(),
+        Data::Txt(_) => {
+            zone.instance_key(&record.owner).is_some() || record.owner == zone.revocations()
+        }
         Data::Address(_) => zone.name().zone_of(&record.owner),
         Data::Soa { .. } | Data::Ptr(_) | Data::Other => false,
     }
@@ -192,6 +213,21 @@ mod tests {
         let outside = Name::from_ascii("gateway.other.example.").expect("a name");
         contents.add(&zone(), address(&outside, 1));
         assert_eq!(contents.remove(&zone(), &address(&outside, 1)), Ok(()));
+    }
+
+    #[test]
+    fn the_list_of_revocations_is_told_record_by_record() {
+        let owner = zone().revocations();
+        let txt =
+            |byte: u8| Record { owner: owner.clone(), data: Data::Txt(vec![vec![byte; 255]]) };
+        let mut contents = Contents::default();
+        contents.add(&zone(), txt(1));
+        contents.add(&zone(), txt(2));
+        assert_eq!(contents.view(&zone()).revocations, [[[1; 255]], [[2; 255]]]);
+        contents.remove(&zone(), &txt(1)).expect("it was there");
+        let view = contents.view(&zone());
+        assert_eq!(view.revocations, [[[2; 255]]]);
+        assert!(view.instances.is_empty());
     }
 
     #[test]

@@ -34,6 +34,7 @@ mod transport;
 mod tsig;
 
 pub use browse::Browser;
+pub use contents::View;
 pub use error::{Rcode, Task, TsigFault, ZoneError};
 pub(crate) use services::system_resolver;
 pub use services::{NamedServer, find_server};

@@ -124,7 +124,7 @@ impl Advert {
         // As others will read it: in whole seconds.
         let expires = UNIX_EPOCH + Duration::from_secs(since.as_secs());
         let mut txt = self.to_txt(since);
-        let signature = identity.sign(&signed_bytes(zone, &txt));
+        let signature = identity.sign(&signed_bytes(SIGNATURE_CONTEXT, zone, &txt));
         txt.push(format!("sig={}", BASE64.encode(&signature)).into_bytes());
         check_size(&txt)?;
         Ok(SignedAdvert { advert: Self { expires, ..self.clone() }, txt })
@@ -204,7 +204,8 @@ impl SignedAdvert {
         let node: PublicKey = fields.one("pub")?;
         let signature = last.strip_prefix(b"sig=").ok_or(AdvertError::Missing("sig"))?;
         let signature = BASE64.decode(signature).map_err(|_| AdvertError::Signature)?;
-        node.verify(&signed_bytes(zone, body), &signature).map_err(|_| AdvertError::Signature)?;
+        node.verify(&signed_bytes(SIGNATURE_CONTEXT, zone, body), &signature)
+            .map_err(|_| AdvertError::Signature)?;
         let expires = UNIX_EPOCH
             .checked_add(Duration::from_secs(fields.one("exp")?))
             .ok_or(AdvertError::Value("exp"))?;
@@ -360,14 +361,14 @@ pub enum AdvertError {
     Lease,
 }
 
-fn check_size(txt: &[Vec<u8>]) -> Result<(), AdvertError> {
+pub(crate) fn check_size(txt: &[Vec<u8>]) -> Result<(), AdvertError> {
     let size: usize = txt.iter().map(|string| string.len() + 1).sum();
     if size > MAX_TXT_LEN { Err(AdvertError::TooLarge) } else { Ok(()) }
 }
 
 /// The signature's message: context, zone, and each string with its length.
-fn signed_bytes(zone: &Zone, txt: &[Vec<u8>]) -> Vec<u8> {
-    let mut bytes = SIGNATURE_CONTEXT.to_vec();
+pub(crate) fn signed_bytes(context: &[u8], zone: &Zone, txt: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = context.to_vec();
     let zone = zone.name().iter().chain([&[][..]]);
     for part in zone.chain(txt.iter().map(Vec::as_slice)) {
         // Labels and TXT strings are at most 255 bytes by their wire form; a longer

@@ -49,7 +49,7 @@ impl Zone {
         (self.instance(&node) == *owner).then_some(node)
     }
 
-    fn below(&self, labels: &[&[u8]]) -> Name {
+    pub(crate) fn below(&self, labels: &[&[u8]]) -> Name {
         let labels = labels.iter().copied().chain(self.0.iter());
         // `FromStr` made sure that the longest name fits.
         let mut name = Name::from_labels(labels).expect("a name below a checked zone");

@@ -118,6 +118,10 @@ impl Rcode {
     pub const NOTIMP: Self = Self(4);
     /// Refused by policy.
     pub const REFUSED: Self = Self(5);
+    /// Records exist that, says the prerequisite, must not (RFC 2136 §2.2).
+    pub const YXRRSET: Self = Self(7);
+    /// Records do not exist that, says the prerequisite, must (RFC 2136 §2.2).
+    pub const NXRRSET: Self = Self(8);
     /// Not authoritative for the zone, or not authorised (RFC 8945 §5.2).
     pub const NOTAUTH: Self = Self(9);
     /// A name of the update lies outside the zone.

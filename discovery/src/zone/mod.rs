@@ -29,6 +29,7 @@ mod message;
 mod publish;
 pub mod serve;
 mod services;
+pub mod slice;
 mod transfer;
 mod transport;
 mod tsig;

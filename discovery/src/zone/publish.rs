@@ -21,7 +21,7 @@ use crate::{
 /// How long resolvers may keep a record, in seconds. Nodes ask the zone's server
 /// itself; others who look (wgsd's client, `dig`) should not see an address much
 /// longer than a NAT takes to change it.
-const TTL: u32 = 30;
+pub(super) const TTL: u32 = 30;
 
 impl ZoneClient {
     /// Puts the advert in the place of what the zone says of the node: SRV and TXT

@@ -1,0 +1,79 @@
+//! Claims into the zone and out of it again.
+
+use hickory_proto::{
+    op::{Message, MessageType, OpCode, Query},
+    rr::{DNSClass, Name, RData, Record, RecordType, rdata::TXT},
+};
+use ipnet::IpNet;
+
+use super::{Claimed, SignedClaim, TxtSet};
+use crate::zone::{
+    Rcode, Task, ZoneClient, ZoneError,
+    message::{Data, query},
+    publish::TTL,
+};
+
+impl ZoneClient {
+    /// What stands at the name of a slice now.
+    ///
+    /// # Errors
+    /// [`ZoneError`] when the server cannot be reached or its answer cannot be used.
+    pub async fn look_at_slice(&self, slice: &IpNet) -> Result<TxtSet, ZoneError> {
+        let owner = self.zone().slice(slice);
+        let reply = self.ask(Task::Query, &query(&owner, RecordType::TXT)).await?;
+        let records = reply.answers.into_iter().filter(|record| record.owner == owner);
+        let records = records.filter_map(|record| match record.data {
+            Data::Txt(strings) => Some(strings),
+            _ => None,
+        });
+        Ok(records.collect())
+    }
+
+    /// Puts a claim in the place of exactly what was seen there; where nothing was, of
+    /// nothing. An error does not say that it was not done: the answer may have got lost.
+    ///
+    /// # Errors
+    /// [`ZoneError`] when the server cannot be reached or does not take it.
+    pub async fn claim_slice(
+        &self,
+        claim: &SignedClaim,
+        replaces: &TxtSet,
+    ) -> Result<Claimed, ZoneError> {
+        let owner = self.zone().slice(&claim.claim().slice);
+        let mut message = Message::new(rand::random(), MessageType::Query, OpCode::Update);
+        message.add_query(Query::query(self.zone().name().clone(), RecordType::SOA));
+        message.add_answers(prerequisites(&owner, replaces));
+        if !replaces.is_empty() {
+            message.add_authority(of_set(&owner, DNSClass::ANY));
+        }
+        message.add_authority(txt(&owner, TTL, claim.txt()));
+        match self.ask(Task::Update, &message).await {
+            Ok(_) => Ok(Claimed::Done),
+            Err(ZoneError::Refused { rcode: Rcode::YXRRSET | Rcode::NXRRSET, .. }) => {
+                Ok(Claimed::Raced)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// "RRset does not exist" (RFC 2136 §2.4.3), or "RRset exists" with these values and no
+/// others (§2.4.2).
+fn prerequisites(owner: &Name, seen: &TxtSet) -> Vec<Record> {
+    if seen.is_empty() {
+        return vec![of_set(owner, DNSClass::NONE)];
+    }
+    seen.iter().map(|strings| txt(owner, 0, strings)).collect()
+}
+
+/// The TXT records of a name as a whole, without a value.
+fn of_set(owner: &Name, class: DNSClass) -> Record {
+    let mut record = Record::update0(owner.clone(), 0, RecordType::TXT);
+    record.dns_class = class;
+    record
+}
+
+fn txt(owner: &Name, ttl: u32, strings: &[Vec<u8>]) -> Record {
+    let txt = TXT::from_bytes(strings.iter().map(Vec::as_slice).collect());
+    Record::from_rdata(owner.clone(), ttl, RData::TXT(txt))
+}

@@ -1,9 +1,28 @@
 //! Against other people's programs, each test in a world of its own. They need root,
 //! and the programs that `make test` installs.
 
+/// Each scenario with BIND and with Knot.
+macro_rules! with_both_servers {
+    ($($scenario:ident),* $(,)?) => {
+        mod bind {
+            $(#[tokio::test]
+            async fn $scenario() {
+                super::$scenario(super::ZoneServerKind::Bind).await;
+            })*
+        }
+        mod knot {
+            $(#[tokio::test]
+            async fn $scenario() {
+                super::$scenario(super::ZoneServerKind::Knot).await;
+            })*
+        }
+    };
+}
+
 mod interfaces;
 mod mdns;
 mod serve;
+mod slices;
 mod stun;
 mod turn;
 mod zone;

@@ -23,23 +23,6 @@ use zonemesh_discovery::{
 const ZONE: &str = "mesh.example";
 const KEY_NAME: &str = "mesh-key";
 
-macro_rules! with_both_servers {
-    ($($scenario:ident),* $(,)?) => {
-        mod bind {
-            $(#[tokio::test]
-            async fn $scenario() {
-                super::$scenario(super::ZoneServerKind::Bind).await;
-            })*
-        }
-        mod knot {
-            $(#[tokio::test]
-            async fn $scenario() {
-                super::$scenario(super::ZoneServerKind::Knot).await;
-            })*
-        }
-    };
-}
-
 with_both_servers!(
     what_is_published_is_what_dig_shows,
     an_advert_without_address_has_no_srv,
@@ -355,16 +338,16 @@ const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const SECRET: &[u8] = b"a secret of the tests' own, only";
 
 /// A zone server and the folder that it lives in.
-struct Server {
+pub(crate) struct Server {
     // First, so that it ends before its folder goes.
-    server: ZoneServer,
+    pub(crate) server: ZoneServer,
     folder: TempDir,
     kind: ZoneServerKind,
     config: ZoneServerConfig,
 }
 
 impl Server {
-    fn start(kind: ZoneServerKind, transfers: Option<bool>) -> Self {
+    pub(crate) fn start(kind: ZoneServerKind, transfers: Option<bool>) -> Self {
         Self::start_with(kind, transfers, Vec::new())
     }
 
@@ -392,7 +375,7 @@ impl Server {
     }
 
     /// The server again, without anything that it knew.
-    fn start_anew(&mut self) {
+    pub(crate) fn start_anew(&mut self) {
         self.server.kill();
         self.folder = TempDir::new().expect("a folder");
         let command = |program: &str| Command::new(program);
@@ -401,7 +384,7 @@ impl Server {
                 .expect("the server starts");
     }
 
-    fn client(&self) -> ZoneClient {
+    pub(crate) fn client(&self) -> ZoneClient {
         self.client_with(ZONE, Some(key(KEY_NAME, SECRET)))
     }
 
@@ -409,7 +392,7 @@ impl Server {
         ZoneClient::new(zone.parse().expect("a zone"), self.server.address(), key)
     }
 
-    fn browser(&self) -> Browser {
+    pub(crate) fn browser(&self) -> Browser {
         Browser::new(self.client())
     }
 
@@ -507,7 +490,7 @@ fn free_port() -> u16 {
     }
 }
 
-fn zone() -> Zone {
+pub(crate) fn zone() -> Zone {
     ZONE.parse().expect("a zone")
 }
 
@@ -515,7 +498,7 @@ fn key(name: &str, secret: &[u8]) -> TsigKey {
     TsigKey::new(name, KEY_ALGORITHM, &BASE64.encode(secret)).expect("a key")
 }
 
-fn node(number: u16) -> Identity {
+pub(crate) fn node(number: u16) -> Identity {
     let mut seed = [7; 32];
     seed[..2].copy_from_slice(&number.to_be_bytes());
     Identity::from_seed(&seed)

@@ -234,7 +234,7 @@ async fn by_queries(client: &ZoneClient, mut known: View) -> Result<(View, usize
     let nodes: Vec<PublicKey> = nodes.into_iter().take(MAX_INSTANCES).collect();
     let mut lookup = Lookup::default();
     lookup.run(client, &nodes, &[(client.zone.revocations(), RecordType::TXT)]).await?;
-    let mut view = lookup.contents.view(&client.zone);
+    let mut view = View { claims: None, ..lookup.contents.view(&client.zone) };
     for (node, error) in lookup.failed {
         tracing::warn!("{} cannot be read: {error}", client.zone.instance(&node));
         // What cannot be asked now may well be as it was.

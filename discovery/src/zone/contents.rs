@@ -3,10 +3,12 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use hickory_proto::rr::Name;
+use ipnet::IpNet;
 
 use super::{
     ZoneError,
     message::{Data, Record},
+    slice::TxtSet,
 };
 use crate::{
     advert::{Endpoint, InstanceRecords, Zone},
@@ -41,7 +43,10 @@ pub struct View {
     pub instances: BTreeMap<PublicKey, InstanceRecords>,
     /// The strings of each TXT record that may be the network's list of revocations; one
     /// where nobody meddles.
-    pub revocations: Vec<Vec<Vec<u8>>>,
+    pub revocations: TxtSet,
+    /// What stands at the names of slices; `None` where the zone cannot be listed, for there
+    /// may be far more of them than anybody could ask for.
+    pub claims: Option<BTreeMap<IpNet, TxtSet>>,
 }
 
 /// A change that does not fit what is known: the whole zone has to be read anew.
@@ -101,12 +106,23 @@ impl Contents {
         targets
     }
 
-    /// All of it that a node has a use for.
+    /// All of it that a node has a use for, if this is all of the zone.
     pub(super) fn view(&self, zone: &Zone) -> View {
-        let revocations = self.names.get(&zone.revocations()).into_iter().flatten();
-        let txt = |data: &Data| if let Data::Txt(txt) = data { Some(txt.clone()) } else { None };
-        let revocations = revocations.filter_map(txt).collect();
-        View { instances: self.instances(zone), revocations }
+        let revocations = self.names.get(&zone.revocations()).map(|known| txt_set(known));
+        View {
+            instances: self.instances(zone),
+            revocations: revocations.unwrap_or_default(),
+            claims: Some(self.claims(zone)),
+        }
+    }
+
+    fn claims(&self, zone: &Zone) -> BTreeMap<IpNet, TxtSet> {
+        let claims = self.names.iter().filter_map(|(owner, known)| {
+            let slice = zone.slice_of(owner)?;
+            let claims = txt_set(known);
+            (!claims.is_empty()).then_some((slice, claims))
+        });
+        claims.take(MAX_INSTANCES).collect()
     }
 
     /// The instances of the zone, with all that belongs to each. Nothing of it has
@@ -149,12 +165,20 @@ impl Contents {
     }
 }
 
+/// The strings of each TXT record of a name.
+fn txt_set(known: &[Data]) -> TxtSet {
+    let txt = |data: &Data| if let Data::Txt(txt) = data { Some(txt.clone()) } else { None };
+    known.iter().filter_map(txt).collect()
+}
+
 /// Whether a record can be part of a view.
 fn matters(zone: &Zone, record: &Record) -> bool {
     match record.data {
         Data::Srv { .. } => zone.instance_key(&record.owner).is_some(),
         Data::Txt(_) => {
-            zone.instance_key(&record.owner).is_some() || record.owner == zone.revocations()
+            zone.instance_key(&record.owner).is_some()
+                || zone.slice_of(&record.owner).is_some()
+                || record.owner == zone.revocations()
         }
         Data::Address(_) => zone.name().zone_of(&record.owner),
         Data::Soa { .. } | Data::Ptr(_) | Data::Other => false,

@@ -91,7 +91,7 @@ pub enum SliceEvent {
 }
 
 /// Who may hold slices: judges the certificate of a claim whose signature holds.
-pub type IsMember<'a> = &'a dyn Fn(&SliceClaim) -> bool;
+pub type IsMember<'a> = &'a (dyn Fn(&SliceClaim) -> bool + Send + Sync);
 
 /// Keeps this node in a slice.
 #[derive(Debug)]

@@ -1,12 +1,14 @@
 //! Claims into the zone and out of it again.
 
+use std::time::{Instant, SystemTime};
+
 use hickory_proto::{
     op::{Message, MessageType, OpCode, Query},
     rr::{DNSClass, Name, RData, Record, RecordType, rdata::TXT},
 };
 use ipnet::IpNet;
 
-use super::{Claimed, SignedClaim, TxtSet};
+use super::{Ask, Claimed, IsMember, SignedClaim, SliceKeeper, TxtSet};
 use crate::zone::{
     Rcode, Task, ZoneClient, ZoneError,
     message::{Data, query},
@@ -54,6 +56,37 @@ impl ZoneClient {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Asks what a keeper wants to know, and hands it the answer.
+    ///
+    /// # Errors
+    /// What the keeper has to make do with, to be told.
+    pub async fn ask_for_slice(
+        &self,
+        keeper: &mut SliceKeeper,
+        ask: Ask,
+        is_member: IsMember<'_>,
+    ) -> Result<(), ZoneError> {
+        let error = match ask {
+            Ask::Look(slice) => match self.look_at_slice(&slice).await {
+                Ok(seen) => {
+                    let (now, wall) = (Instant::now(), SystemTime::now());
+                    keeper.handle_look(slice, seen, is_member, now, wall);
+                    return Ok(());
+                }
+                Err(error) => error,
+            },
+            Ask::Claim { claim, replaces } => match self.claim_slice(&claim, &replaces).await {
+                Ok(outcome) => {
+                    keeper.handle_claimed(outcome, Instant::now(), SystemTime::now());
+                    return Ok(());
+                }
+                Err(error) => error,
+            },
+        };
+        keeper.handle_failed(matches!(error, ZoneError::Refused { .. }), Instant::now());
+        Err(error)
     }
 }
 

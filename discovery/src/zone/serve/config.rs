@@ -8,7 +8,7 @@ use hickory_proto::rr::{
 };
 
 use super::names::below;
-use crate::advert::Zone;
+use crate::{advert::Zone, membership::NetworkId};
 
 /// How long resolvers may keep what the zone says, in seconds: the same as nodes give
 /// their own records.
@@ -22,6 +22,9 @@ const RENDEZVOUS: &str = "rendezvous";
 pub struct ZoneConfig {
     /// The zone that is served.
     pub zone: Zone,
+    /// The network whose members may write their own names. Without one, only who has a
+    /// TSIG key writes.
+    pub network: Option<NetworkId>,
     /// The addresses of this host, as nodes reach it: those of `rendezvous.<zone>`, which
     /// is the zone's primary server and the target of its services.
     pub addresses: Vec<IpAddr>,
@@ -103,6 +106,7 @@ impl ZoneConfig {
     pub fn new(zone: Zone) -> Self {
         Self {
             zone,
+            network: None,
             addresses: Vec::new(),
             secondaries: Vec::new(),
             services: Vec::new(),

@@ -53,6 +53,11 @@ impl<'a> Draft<'a> {
         self.edit(name).clear();
     }
 
+    /// Gives everything at a name the same TTL.
+    pub(super) fn set_ttl(&mut self, name: &Name, ttl: u32) {
+        self.edit(name).iter_mut().for_each(|set| set.ttl = ttl);
+    }
+
     /// Leaves a name as it is in the zone.
     pub(super) fn forget(&mut self, name: &Name) {
         self.touched.remove(name);

@@ -17,7 +17,7 @@ use super::{
     records::encode,
     ring::Diff,
 };
-use crate::{advert::Zone, identity::PublicKey};
+use crate::{advert::Zone, identity::PublicKey, membership::InviteId};
 
 /// What a journal begins with; the zone's name follows, and the end of the line.
 const MAGIC: &str = "zonemesh zone journal 1 ";
@@ -117,6 +117,10 @@ fn push_fact(out: &mut Vec<u8>, fact: &Fact) {
     out.push(lease);
     out.extend(end.to_be_bytes());
     out.extend(node.sequence.to_be_bytes());
+    out.push(u8::from(node.invite.is_some()));
+    if let Some(invite) = &node.invite {
+        out.extend(invite.as_bytes());
+    }
 }
 
 /// Reads the entries of a journal, one after the other.
@@ -217,7 +221,12 @@ impl<'a> Input<'a> {
             _ => return None,
         };
         let sequence = u64::from_be_bytes(self.array()?);
-        Some(Fact::Node(key, Some(Node { sequence, lease })))
+        let invite = match self.u8()? {
+            0 => None,
+            1 => Some(InviteId::from_bytes(self.array()?)),
+            _ => return None,
+        };
+        Some(Fact::Node(key, Some(Node { invite, sequence, lease })))
     }
 
     fn u8(&mut self) -> Option<u8> {

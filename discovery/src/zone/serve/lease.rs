@@ -6,11 +6,13 @@ use std::{
 };
 
 use super::{draft::Draft, store::ZoneStore};
-use crate::identity::PublicKey;
+use crate::{identity::PublicKey, membership::InviteId};
 
 /// What is remembered of one node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Node {
+    /// The invite that let it in, where it has shown its certificate.
+    pub(super) invite: Option<InviteId>,
     /// The highest number of its adverts, below which none is taken.
     pub(super) sequence: u64,
     /// Until when its records stay.
@@ -84,8 +86,12 @@ impl Facts {
         self.nodes.values().filter(|node| !matches!(node.lease, Lease::Gone(_))).count()
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&PublicKey, &Node)> {
+        self.nodes.iter()
+    }
+
     pub(super) fn all(&self) -> Vec<Fact> {
-        self.nodes.iter().map(|(key, node)| Fact::Node(*key, Some(*node))).collect()
+        self.iter().map(|(key, node)| Fact::Node(*key, Some(*node))).collect()
     }
 }
 

@@ -14,6 +14,8 @@ pub(super) enum Owner {
     Instance(PublicKey),
     /// A node's host name: A and AAAA.
     Host(PublicKey),
+    /// `_revoked.<zone>`: the network's list of revocations.
+    Revocations,
     /// Fixed by the configuration, or nobody's.
     Fixed,
 }
@@ -22,6 +24,9 @@ impl Owner {
     pub(super) fn of(zone: &Zone, name: &Name) -> Self {
         if *name == zone.service() {
             return Self::Service;
+        }
+        if *name == zone.revocations() {
+            return Self::Revocations;
         }
         if let Some(node) = zone.instance_key(name) {
             return Self::Instance(node);

@@ -129,7 +129,7 @@ pub(super) fn canonical_record(record: &Record) -> Record {
 }
 
 /// The most bytes that a record may have by itself: a list of revocations is the longest.
-pub(super) const MAX_RECORD: usize = 20 << 10;
+pub(super) const MAX_RECORD: usize = 50 << 10;
 
 /// The bytes of a record by itself; `None` for what the zone does not keep.
 pub(super) fn encode(record: &Record) -> Option<Vec<u8>> {

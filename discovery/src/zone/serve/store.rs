@@ -13,7 +13,7 @@ use super::{
     records::Records,
     ring::{Diff, Ring},
 };
-use crate::advert::Zone;
+use crate::{advert::Zone, membership::RevocationList};
 
 /// How secondary servers follow: NOTIFY tells them at once, a minute is for a lost one;
 /// and how long they go on without us: two weeks (RFC 1912 §2.2).
@@ -37,6 +37,7 @@ pub struct ZoneStore {
     pub(super) config: ZoneConfig,
     pub(super) records: Records,
     pub(super) facts: Facts,
+    pub(super) revocations: Option<RevocationList>,
     pub(super) sweep_not_before: SystemTime,
     serial: u32,
     ring: Ring,
@@ -63,6 +64,7 @@ impl ZoneStore {
             config,
             records: Records::default(),
             facts: Facts::default(),
+            revocations: None,
             sweep_not_before: UNIX_EPOCH,
             serial: clock_serial(now),
             ring: Ring::default(),
@@ -105,6 +107,7 @@ impl ZoneStore {
                 Kind::Snapshot => {
                     self.records = Records::default();
                     self.facts = Facts::default();
+                    self.revocations = None;
                     self.ring.clear();
                     self.take(&entry.diff);
                     self.serial = entry.diff.to;
@@ -262,6 +265,10 @@ impl ZoneStore {
         }
         for record in &diff.added {
             self.records.add(record);
+        }
+        let list = self.config.zone.revocations();
+        if diff.removed.iter().chain(&diff.added).any(|record| record.name == list) {
+            self.revocations = self.read_revocations();
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::{
 };
 
 mod journal;
+mod members;
 mod query;
 mod update;
 
@@ -64,8 +65,12 @@ fn node(seed: u8) -> Identity {
 
 /// The records of a node as it publishes them itself.
 fn records_of(identity: &Identity, sequence: u64, lease: u64, port: u16) -> Vec<Record> {
+    publish(identity, &advert_of(identity, sequence, lease, port))
+}
+
+fn advert_of(identity: &Identity, sequence: u64, lease: u64, port: u16) -> Advert {
     let addr = ([203, 0, 113, 7], port).into();
-    let advert = Advert {
+    Advert {
         node: identity.public_key(),
         name: "a node".to_owned(),
         addresses: vec![[10, 42, 1, 1].into()],
@@ -74,19 +79,28 @@ fn records_of(identity: &Identity, sequence: u64, lease: u64, port: u16) -> Vec<
         sequence,
         expires: after(lease),
         certificate: None,
-    };
+    }
+}
+
+fn publish(identity: &Identity, advert: &Advert) -> Vec<Record> {
     let signed = advert.sign(identity, &zone()).expect("within bounds");
     let (instance, host) = (zone().instance(&advert.node), zone().host(&advert.node));
     let txt = TXT::from_bytes(signed.txt().iter().map(Vec::as_slice).collect());
-    vec![
+    let mut records = vec![
         delete_set(&instance, RecordType::SRV),
         delete_set(&instance, RecordType::TXT),
         delete_set(&host, RecordType::A),
         delete_set(&host, RecordType::AAAA),
         Record::from_rdata(instance.clone(), 30, RData::TXT(txt)),
-        Record::from_rdata(instance, 30, RData::SRV(SRV::new(0, 0, port, host.clone()))),
-        Record::from_rdata(host, 30, RData::from(addr.ip())),
-    ]
+    ];
+    if let Some(endpoint) = advert.endpoint() {
+        let srv = SRV::new(0, 0, endpoint.port(), host.clone());
+        records.push(Record::from_rdata(instance, 30, RData::SRV(srv)));
+        for address in endpoint.addresses() {
+            records.push(Record::from_rdata(host.clone(), 30, RData::from(*address)));
+        }
+    }
+    records
 }
 
 fn pointer(identity: &Identity) -> Record {

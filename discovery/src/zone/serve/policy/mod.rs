@@ -1,0 +1,187 @@
+//! Who may write what. It is judged by what an update would leave behind, not by its
+//! steps: deletions and additions in whatever order are fine where the outcome is.
+//!
+//! A node's own names ([`node`]) are written by whoever shows an advert that proves
+//! itself, or has the node's TSIG key; the list of instances ([`pointers`]) is the zone's
+//! own; the list of revocations ([`revocations`]) proves itself, too.
+
+use std::{collections::BTreeSet, time::SystemTime};
+
+use hickory_proto::rr::{DNSClass, RData, Record, RecordType, rdata::TXT};
+
+use super::{
+    draft::Draft,
+    lease::Fact,
+    names::Owner,
+    records::{RrSet, encode},
+    store::ZoneStore,
+    update::UpdateError,
+};
+use crate::{
+    advert::AdvertError,
+    identity::PublicKey,
+    membership::{CertificateError, RevocationError},
+};
+
+mod node;
+mod pointers;
+mod revocations;
+
+/// Who sent an update, as its TSIG tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writer {
+    /// Nobody in particular: what is written has to prove itself.
+    Anyone,
+    /// The holder of the key of one node, which may write that node's names.
+    Node(PublicKey),
+    /// The holder of a key that may write the names of all nodes.
+    Administrator,
+}
+
+impl Writer {
+    /// Whether its key alone lets it write a node's names.
+    fn may_write(&self, node: &PublicKey) -> bool {
+        match self {
+            Self::Anyone => false,
+            Self::Node(own) => own == node,
+            Self::Administrator => true,
+        }
+    }
+}
+
+/// Why a writer may not do what it asks for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// A name that no update touches.
+    #[error("the name is none that a node writes")]
+    Name,
+    /// A type that has no place at that name.
+    #[error("nobody has a record of type {0} at that name")]
+    Type(RecordType),
+    /// Nothing shows that the writer may write there.
+    #[error("neither a key nor an advert with a certificate proves that the writer may do this")]
+    Unproven,
+    /// The list of instances would not be what it is.
+    #[error("the list of instances names those that are in the zone, and no others")]
+    Pointer,
+    /// The records have a signature that does not hold, or are not those that it is over.
+    #[error("the advert does not count: {0}")]
+    Advert(#[from] AdvertError),
+    /// Not a member.
+    #[error("not a member: {0}")]
+    Certificate(#[from] CertificateError),
+    /// A member no more.
+    #[error("the node, or the invite that let it in, has been revoked")]
+    Revoked,
+    /// An advert that is older than one that was taken.
+    #[error("an advert with number {known} or a higher one has been here before")]
+    Old {
+        /// The highest number of that node.
+        known: u64,
+    },
+    /// Not a list of revocations of this network.
+    #[error("the list does not count: {0}")]
+    Revocations(#[from] RevocationError),
+    /// A list of revocations is only replaced by a newer one.
+    #[error("the list of revocations here has number {known}, and only a higher one replaces it")]
+    OldRevocations {
+        /// The number of the list that is known.
+        known: u64,
+    },
+    /// More records, or larger ones, than anybody has a use for.
+    #[error("too many records, or too large ones")]
+    TooMany,
+    /// The zone is full.
+    #[error("the zone is full: it may hold {limit} {what}")]
+    Full {
+        /// The bound.
+        limit: usize,
+        /// What it bounds.
+        what: &'static str,
+    },
+}
+
+impl ZoneStore {
+    /// Whether there may be such a record, whoever writes it.
+    pub(super) fn check_name(&self, record: &Record) -> Result<(), UpdateError> {
+        let kind = record.record_type();
+        let fits = match Owner::of(&self.config.zone, &record.name) {
+            Owner::Fixed => return Err(Refusal::Name.into()),
+            Owner::Service => kind == RecordType::PTR,
+            Owner::Instance(_) => matches!(kind, RecordType::SRV | RecordType::TXT),
+            Owner::Host(_) => matches!(kind, RecordType::A | RecordType::AAAA),
+            Owner::Revocations => kind == RecordType::TXT,
+        };
+        // What is not there may be deleted as often as one likes.
+        if fits || record.dns_class != DNSClass::IN {
+            Ok(())
+        } else {
+            Err(Refusal::Type(kind).into())
+        }
+    }
+
+    /// Judges what an update leaves behind, and completes it: the list of instances
+    /// follows, and those who are revoked go. Gives what is to be remembered.
+    pub(super) fn judge(
+        &self,
+        draft: &mut Draft<'_>,
+        writer: &Writer,
+        now: SystemTime,
+    ) -> Result<Vec<Fact>, Refusal> {
+        let news = self.judge_revocations(draft)?;
+        let revoked = news.as_ref().or(self.revocations.as_ref());
+        let touched: BTreeSet<PublicKey> = draft
+            .touched()
+            .filter_map(|name| match Owner::of(&self.config.zone, name) {
+                Owner::Instance(node) | Owner::Host(node) => Some(node),
+                _ => None,
+            })
+            .collect();
+        let mut facts = Vec::new();
+        for key in &touched {
+            if self.is_changed(draft, key) {
+                facts.push(self.judge_node(draft, key, writer, revoked, now)?);
+            }
+        }
+        self.check_pointers(draft)?;
+        // It says nothing new; a list that is full must not grow by it either.
+        draft.forget(&self.config.zone.service());
+        for key in touched {
+            self.set_pointer(draft, &key);
+        }
+        if let Some(news) = &news {
+            facts.extend(self.remove_revoked(draft, news));
+        }
+        Ok(facts)
+    }
+
+    /// The bounds of the whole zone.
+    pub(super) fn check_room(
+        &self,
+        removed: &[Record],
+        added: &[Record],
+        facts: &[Fact],
+    ) -> Result<(), Refusal> {
+        let limits = &self.config.limits;
+        let size = |records: &[Record]| -> usize {
+            records.iter().filter_map(encode).map(|bytes| bytes.len()).sum()
+        };
+        let (less, more) = (size(removed), size(added));
+        if more > less && self.records.bytes() + more - less > limits.bytes {
+            return Err(Refusal::Full { limit: limits.bytes, what: "bytes of records" });
+        }
+        let new = facts.iter().filter(|fact| match fact {
+            Fact::Node(key, node) => node.is_some() && self.facts.node(key).is_none(),
+        });
+        if new.count() + self.facts.nodes() > limits.nodes {
+            return Err(Refusal::Full { limit: limits.nodes, what: "nodes" });
+        }
+        Ok(())
+    }
+}
+
+/// The strings of the one TXT record of a set.
+fn strings(set: Option<&RrSet>) -> Option<Vec<Vec<u8>>> {
+    let [RData::TXT(TXT { txt_data, .. })] = set?.data.as_slice() else { return None };
+    Some(txt_data.iter().map(|string| string.to_vec()).collect())
+}

@@ -14,6 +14,7 @@ mod read;
 mod relay_uri;
 mod secret;
 mod serve;
+mod serve_zone;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +35,7 @@ pub use self::{
     relay_uri::{RelayHost, RelayTransport, RelayUri, RelayUriError},
     secret::Secret,
     serve::{ServeConfig, TlsConfig},
+    serve_zone::ServeZoneConfig,
 };
 
 /// The configuration that is read where none is named.

@@ -157,6 +157,16 @@ fn zone(mut section: Section<'_>, warnings: &mut Warnings<'_>) -> Result<ZoneCon
 }
 
 fn tsig(mut section: Section<'_>, warnings: &mut Warnings<'_>) -> Result<TsigConfig> {
+    let key = tsig_key(&mut section, warnings)?;
+    section.finish()?;
+    Ok(key)
+}
+
+/// What makes a TSIG key; the section may have more.
+pub(super) fn tsig_key(
+    section: &mut Section<'_>,
+    warnings: &mut Warnings<'_>,
+) -> Result<TsigConfig> {
     let expected = "the key's name as the zone's server knows it, such as \"mesh-key\"";
     let item = section.need("name", expected)?;
     let name = item.text(expected)?.to_owned();
@@ -176,7 +186,6 @@ fn tsig(mut section: Section<'_>, warnings: &mut Warnings<'_>) -> Result<TsigCon
              `tsig-keygen` prints it between the quotes",
         ));
     }
-    section.finish()?;
     Ok(TsigConfig { name, algorithm, secret })
 }
 
@@ -466,7 +475,7 @@ fn route(item: &Item<'_>) -> Result<IpNet> {
 }
 
 /// An address with port; a default port fits those who do not name one.
-fn server(item: &Item<'_>, port: u16) -> Result<SocketAddr> {
+pub(super) fn server(item: &Item<'_>, port: u16) -> Result<SocketAddr> {
     let expected = format!(
         "an IP address, with port or without (then {port}), such as \"198.51.100.10:{port}\" or \
          \"[2001:db8::10]:{port}\"; host names are not resolved here"

@@ -14,6 +14,7 @@ use super::{
     Secret,
     document::{Item, Result, Section},
     read::{Warnings, is_unicast, path, unique},
+    serve_zone::{self, Around, ServeZoneConfig},
 };
 
 /// RFC 8656 §4, RFC 8489 §16: the ports of TURN and STUN, and those under TLS.
@@ -52,6 +53,8 @@ pub struct ServeConfig {
     pub stun: bool,
     /// Whether TURN is served.
     pub turn: bool,
+    /// `[serve.zone]`: the mesh's zone, where this host serves it.
+    pub zone: Option<ServeZoneConfig>,
     /// `[serve.limits]`: how much the clients may have.
     pub limits: Limits,
     /// Streams in all.
@@ -102,14 +105,20 @@ pub(super) fn serve(
         None => vec![],
     };
     let (limits, connections, connections_per_source) = limits(section.section("limits")?)?;
+    let around = Around { listen: &listen, has_tls: tls.is_some(), base };
+    let zone = section
+        .take("zone")
+        .map(|item| serve_zone::zone(item.section()?, &around, warnings))
+        .transpose()?;
     section.finish()?;
     if turn && secret.is_none() {
         let expected = "the file with the secret that time-limited credentials are made from \
                         (coturn's use-auth-secret), or turn = false";
         return Err(section.missing("secret_file", expected));
     }
-    if !turn && !stun {
-        return Err(section.wrong("turn", "true, for without stun and turn nothing is served"));
+    if !turn && !stun && zone.is_none() {
+        let expected = "true, for without stun, turn and a zone nothing is served";
+        return Err(section.wrong("turn", expected));
     }
     Ok(ServeConfig {
         enabled,
@@ -123,6 +132,7 @@ pub(super) fn serve(
         allow_peers,
         stun,
         turn,
+        zone,
         limits,
         connections,
         connections_per_source,
@@ -166,7 +176,7 @@ fn readable(item: &Item<'_>, base: &Path) -> Result<PathBuf> {
 }
 
 /// Addresses to listen on, with a port that fits those who do not name one.
-fn listen(
+pub(super) fn listen(
     section: &mut Section<'_>,
     key: &'static str,
     port: u16,
@@ -189,7 +199,11 @@ fn listen(
     Ok(Some(std::mem::take(&mut listen)).filter(|listen| !listen.is_empty()))
 }
 
-fn addresses(section: &mut Section<'_>, key: &'static str, limit: usize) -> Result<Vec<IpAddr>> {
+pub(super) fn addresses(
+    section: &mut Section<'_>,
+    key: &'static str,
+    limit: usize,
+) -> Result<Vec<IpAddr>> {
     let Some(item) = section.take(key) else { return Ok(vec![]) };
     unique(item, "addresses", limit, |item| {
         let ip: IpAddr = item.parse("an IP address")?;

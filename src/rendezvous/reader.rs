@@ -73,7 +73,7 @@ impl Reader {
                     failures = 0;
                     self.find_again(&mut followed).await;
                 }
-                self.pause(backoff.next(), &mut hurries).await;
+                self.pause(sleep(backoff.next()), &mut hurries).await;
                 continue;
             };
             backoff = Backoff::default();
@@ -91,7 +91,8 @@ impl Reader {
                 last_mend = Some(Instant::now());
                 self.mend.notify_one();
             }
-            let knocker = self.pause(jittered(poll_interval(members)), &mut hurries).await;
+            let rest = followed.browser().rest(jittered(poll_interval(members)));
+            let knocker = self.pause(rest, &mut hurries).await;
             // Where it fails, the look at the whole zone that follows says why.
             if let Some(node) = knocker
                 && let Ok(Some(records)) = followed.browser().find(&node).await
@@ -152,16 +153,20 @@ impl Reader {
     }
 
     /// Waits, or until somebody asks who still may; gives the node that is asked for.
-    async fn pause(&mut self, pause: Duration, hurries: &mut u32) -> Option<PublicKey> {
+    async fn pause(
+        &mut self,
+        pause: impl Future<Output = ()>,
+        hurries: &mut u32,
+    ) -> Option<PublicKey> {
         let start = tokio::time::Instant::now();
         tokio::select! {
-            () = sleep_until(start + pause) => {
+            () = pause => {
                 *hurries = (*hurries + 1).min(MAX_HURRIES);
                 None
             }
             Some(node) = self.asked.recv(), if *hurries > 0 => {
                 *hurries -= 1;
-                sleep_until(start + MIN_POLL_GAP.min(pause)).await;
+                sleep_until(start + MIN_POLL_GAP).await;
                 node
             }
         }

@@ -457,7 +457,7 @@ impl Engine {
 
 /// Whether all that fails is that this machine has no IPv6, of which the default wants to
 /// know.
-fn is_without_ipv6(addr: SocketAddr, error: &io::Error) -> bool {
+pub(super) fn is_without_ipv6(addr: SocketAddr, error: &io::Error) -> bool {
     let missing = [libc::EAFNOSUPPORT, libc::EADDRNOTAVAIL];
     let without = addr.is_ipv6()
         && addr.ip().is_unspecified()

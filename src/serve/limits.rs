@@ -25,8 +25,9 @@ pub(super) struct Bounds {
 /// files: who runs out of those can accept nothing any more. An allocation has up to two
 /// sockets, a stream one. A node beside, in the same process, needs some as well.
 pub(super) fn within_open_files(config: &ServeConfig, beside_node: bool) -> Bounds {
-    let wanted =
-        kept(beside_node) + 2 * config.limits.allocations as u64 + config.connections as u64;
+    let wanted = kept(config, beside_node)
+        + 2 * config.limits.allocations as u64
+        + config.connections as u64;
     let limit = getrlimit(Resource::Nofile);
     let most = limit.maximum.unwrap_or(u64::MAX);
     let now = limit.current.unwrap_or(u64::MAX);
@@ -47,9 +48,10 @@ pub(super) fn within_open_files(config: &ServeConfig, beside_node: bool) -> Boun
     bounds
 }
 
-/// How many files are not the clients'.
-fn kept(beside_node: bool) -> u64 {
-    if beside_node { OTHERS + NODE } else { OTHERS }
+/// How many files are not for relaying: the zone's clients have theirs, too.
+fn kept(config: &ServeConfig, beside_node: bool) -> u64 {
+    let zone = config.zone.as_ref().map_or(0, |zone| zone.connections as u64);
+    zone + if beside_node { OTHERS + NODE } else { OTHERS }
 }
 
 fn bounds(config: &ServeConfig, available: u64, beside_node: bool) -> Bounds {
@@ -59,7 +61,7 @@ fn bounds(config: &ServeConfig, available: u64, beside_node: bool) -> Bounds {
         connections_per_source: config.connections_per_source,
     };
     let wanted = 2 * config.limits.allocations as u64 + config.connections as u64;
-    let available = available.saturating_sub(kept(beside_node));
+    let available = available.saturating_sub(kept(config, beside_node));
     if available < wanted {
         // As much less of the one as of the other.
         let share = |number: usize| {

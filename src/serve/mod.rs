@@ -1,12 +1,13 @@
 //! `zonemesh serve`: the rendezvous, a public host that the members of a mesh meet
-//! through. It tells them their addresses (STUN) and relays for those that cannot reach
-//! each other (TURN).
+//! through. It tells them their addresses (STUN), relays for those that cannot reach
+//! each other (TURN), and serves the mesh's zone.
 //!
 //! The pure [`Server`](zonemesh_punch::turn::server::Server) decides; here are the
 //! sockets around it. One thread does all of the relaying (the engine): it
 //! waits for all sockets at once, those of the clients, one for each relayed address,
-//! and the streams, and moves trains of datagrams from one to another. Beside it a small
-//! runtime watches the machine's addresses and waits for the end.
+//! and the streams, and moves trains of datagrams from one to another. Another
+//! thread has the zone. Beside them a small runtime watches the machine's addresses and
+//! waits for the end.
 //!
 //! A node with a public address may serve its mesh beside its own work ([`Beside`]), on
 //! threads of their own: what fails there does not end the node.
@@ -20,11 +21,13 @@ mod streams;
 mod tls;
 mod train;
 mod udp;
+mod zone;
 
 use std::{
     borrow::Cow,
     future::Future,
     io,
+    net::{IpAddr, SocketAddr},
     thread::{self, JoinHandle},
 };
 
@@ -34,10 +37,16 @@ use tokio::{
     sync::oneshot,
 };
 use tracing::{debug, error, info, warn};
-use zonemesh_discovery::interfaces::{InterfaceAddress, InterfaceMonitor};
+use zonemesh_discovery::{
+    interfaces::{InterfaceAddress, InterfaceMonitor},
+    zone::serve::{Service, ServiceKind, ZoneConfig},
+};
 
-use self::{addresses::Addresses, engine::Engine};
-use crate::config::{Config, ServeConfig};
+use self::{
+    addresses::Addresses,
+    engine::{Engine, Relaying},
+};
+use crate::config::{Config, ServeConfig, ServeZoneConfig};
 
 /// Runs until SIGINT or SIGTERM.
 ///
@@ -142,33 +151,94 @@ async fn serve_until(
     tell(config, &addresses);
     let mut known = addresses.clone();
     let own_ports = neighbour.iter().map(|neighbour| neighbour.port).collect();
-    let mut relaying = Engine::start(config, addresses, own_ports)?;
+    let zone = config.zone.as_ref().map(|zone| start_zone(config, zone, &known, interfaces));
+    let mut zone = zone.transpose()?;
+    let mut relaying = if config.stun || config.turn {
+        Some(Engine::start(config, addresses, own_ports)?)
+    } else {
+        None
+    };
     let mut stop = std::pin::pin!(stop);
     loop {
         tokio::select! {
             () = &mut stop => break,
-            () = relaying.ended() => break,
+            () = ended(relaying.as_mut().map(Relaying::ended)) => break,
+            () = ended(zone.as_mut().map(zone::Serving::ended)) => break,
             interfaces = changed(&mut monitor) => {
                 let addresses = Addresses::of(config, &interfaces, overlay);
                 if addresses != known {
                     tell(config, &addresses);
                     known = addresses.clone();
-                    relaying.set_addresses(addresses);
+                    if let Some(relaying) = &relaying {
+                        relaying.set_addresses(addresses);
+                    }
                 }
             }
         }
     }
     info!("no longer serving");
-    relaying.stop().context("relaying failed")
+    let zone = zone.map_or(Ok(()), zone::Serving::stop).context("the zone failed");
+    let relaying = relaying.map_or(Ok(()), Relaying::stop).context("relaying failed");
+    zone.and(relaying)
+}
+
+/// Waits for what ends by itself; never, where there is nothing.
+async fn ended(ending: Option<impl Future<Output = ()>>) {
+    match ending {
+        Some(ending) => ending.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Starts to serve the zone, with this host's addresses and services in it.
+fn start_zone(
+    config: &ServeConfig,
+    zone: &ServeZoneConfig,
+    addresses: &Addresses,
+    interfaces: &[InterfaceAddress],
+) -> anyhow::Result<zone::Serving> {
+    let tls = config.tls.as_ref().map(tls::config).transpose()?;
+    let seen_as = || addresses.relay.iter().map(|address| address.external);
+    let named =
+        if zone.addresses.is_empty() { seen_as().collect() } else { zone.addresses.clone() };
+    if named.is_empty() {
+        warn!(
+            "the zone names no address of this host: serve.listen names none; set \
+             serve.zone.addresses"
+        );
+    }
+    let own: Vec<IpAddr> = interfaces.iter().map(|interface| interface.addr).collect();
+    let records = ZoneConfig {
+        zone: zone.name.clone(),
+        addresses: named,
+        secondaries: zone.secondaries.iter().map(SocketAddr::ip).collect(),
+        services: services(config),
+        limits: zone.limits,
+    };
+    zone::start(zone, records, tls.as_ref(), &own)
+}
+
+/// What else this host serves, as the zone tells it.
+fn services(config: &ServeConfig) -> Vec<Service> {
+    let port = config.listen.first().map(SocketAddr::port);
+    let tls = config.tls.as_ref().and_then(|tls| tls.listen.first()).map(SocketAddr::port);
+    let served = [
+        (config.stun, ServiceKind::Stun, port),
+        (config.turn, ServiceKind::TurnUdp, port),
+        (config.turn, ServiceKind::TurnTcp, port),
+        (config.turn, ServiceKind::TurnTls, tls),
+    ];
+    let served = served.into_iter().filter(|(served, _, _)| *served);
+    served.filter_map(|(_, kind, port)| Some(Service { kind, port: port? })).collect()
 }
 
 /// What can be served where the machine's addresses are not known: a relay would relay to
 /// its own networks.
 fn without_relaying(config: &ServeConfig) -> anyhow::Result<ServeConfig> {
     let unserved = "TURN is not served where this machine's addresses are not known";
-    anyhow::ensure!(config.stun, unserved);
+    anyhow::ensure!(config.stun || config.zone.is_some(), unserved);
     if config.turn {
-        error!("serving STUN alone: {unserved}");
+        error!("not relaying: {unserved}");
     }
     Ok(ServeConfig { turn: false, ..config.clone() })
 }

@@ -315,7 +315,7 @@ impl Engine {
 }
 
 /// What counts as one source: an IPv4 address, or an IPv6 /64.
-fn source(ip: IpAddr) -> IpAddr {
+pub(super) fn source(ip: IpAddr) -> IpAddr {
     match ip {
         IpAddr::V4(_) => ip,
         IpAddr::V6(v6) => {

@@ -61,6 +61,12 @@ impl Udp {
         self.local
     }
 
+    /// The same socket once more, for who waits for it in another way.
+    pub(super) fn duplicate(&self) -> io::Result<std::net::UdpSocket> {
+        self.socket.set_nonblocking(true)?;
+        Ok(self.socket.try_clone()?.into())
+    }
+
     /// How many segments one send may carry.
     pub(super) fn max_segments(&self) -> usize {
         // Only whether the kernel knows it at all: after one failed send the library

@@ -5,6 +5,9 @@
 //! 720 kB), AXFR where the server's journal has a gap, and where transfers are
 //! refused the PTR records and each instance by itself. Which of them works is
 //! remembered, and the better way tried again now and then.
+//!
+//! Between two looks a browser [rests](Browser::rest): where the server knows the long poll
+//! (the embedded zone does), until it tells of a change; else for a while.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,13 +15,14 @@ use std::{
 };
 
 use hickory_proto::rr::{Name, RecordType};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::{
     Task, ZoneClient, ZoneError,
     contents::{Contents, MAX_INSTANCES, OutOfStep, View},
     error::{Rcode, TsigFault},
     message::{Data, Reply, query},
+    poll::LongPoll,
     query_budget,
     transfer::{Step, Transfer},
 };
@@ -35,6 +39,9 @@ const RETRY_TRANSFER: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub struct Browser {
     client: ZoneClient,
+    /// What the server has told of its serial by itself, since the last look.
+    told: Option<u32>,
+    poll: LongPoll,
     /// The serial of what `view` tells.
     seen: Option<u32>,
     view: Option<View>,
@@ -54,7 +61,22 @@ enum Way {
 impl Browser {
     /// A browser that has seen nothing yet.
     pub fn new(client: ZoneClient) -> Self {
-        Self { client, seen: None, view: None, way: Way::Transfers(None) }
+        let (told, poll, seen, view) = (None, LongPoll::default(), None, None);
+        Self { client, told, poll, seen, view, way: Way::Transfers(None) }
+    }
+
+    /// Rests until the next look is due: until the server says that the zone has changed,
+    /// or, where it does not do that, for `interval`. Between two looks there is always a
+    /// twentieth of that, in which changes gather.
+    pub async fn rest(&mut self, interval: Duration) {
+        let start = Instant::now();
+        // Who has to ask for each instance does so at a pace of its own.
+        self.told = match (self.seen, &self.way) {
+            (Some(seen), Way::Transfers(_)) => self.poll.wait(&self.client, seen).await,
+            _ => None,
+        };
+        let pause = if self.told.is_some() { interval / 20 } else { interval };
+        sleep_until(start + pause).await;
     }
 
     /// Looks at the zone: all that it says when something of it is new since the last
@@ -63,7 +85,10 @@ impl Browser {
     /// # Errors
     /// [`ZoneError`] when the server cannot be reached or its answer cannot be used.
     pub async fn poll(&mut self) -> Result<Option<View>, ZoneError> {
-        let serial = self.client.serial().await?;
+        let serial = match self.told.take() {
+            Some(serial) => serial,
+            None => self.client.serial().await?,
+        };
         if self.seen == Some(serial) {
             return Ok(None);
         }

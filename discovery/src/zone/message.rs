@@ -13,7 +13,7 @@ use hickory_proto::{
     serialize::binary::{BinDecodable, BinDecoder, DecodeError, Restrict},
 };
 
-use super::error::Rcode;
+use super::{error::Rcode, poll};
 
 /// What UDP may carry unfragmented (DNS Flag Day 2020).
 pub(super) const UDP_PAYLOAD: u16 = 1232;
@@ -39,6 +39,8 @@ pub(super) struct Reply {
     pub(super) answers: Vec<Record>,
     pub(super) additionals: Vec<Record>,
     pub(super) tsig: Option<TsigRecord>,
+    /// The serial in the long poll's option, where that is there.
+    pub(super) polled: Option<u32>,
 }
 
 /// One record: owner in lower case, and what of its data matters here.
@@ -80,6 +82,11 @@ impl Reply {
     }
 }
 
+/// Finds the TSIG record of a request; `None` when it is no message.
+pub(super) fn find_tsig(wire: &[u8]) -> Option<Option<TsigRecord>> {
+    Reader { decoder: BinDecoder::new(wire) }.tsig().ok()
+}
+
 const TYPE_OPT: u16 = 41;
 const TYPE_TSIG: u16 = 250;
 const CLASS_IN: u16 = 1;
@@ -103,6 +110,7 @@ impl Reader<'_> {
             answers: Vec::new(),
             additionals: Vec::new(),
             tsig: None,
+            polled: None,
         };
         for _ in 0..questions {
             let name = self.name()?;
@@ -125,13 +133,44 @@ impl Reader<'_> {
             let start = self.decoder.index();
             let raw = self.raw()?;
             match raw.kind {
-                // The upper bits of an extended code (RFC 6891 §6.1.3).
-                TYPE_OPT => reply.rcode.0 |= (raw.ttl >> 24 << 4) as u16,
+                TYPE_OPT => {
+                    // The upper bits of an extended code (RFC 6891 §6.1.3).
+                    reply.rcode.0 |= (raw.ttl >> 24 << 4) as u16;
+                    reply.polled = raw.polled();
+                }
                 TYPE_TSIG => reply.tsig = Some(raw.tsig(start)?),
                 _ => reply.additionals.push(raw.record()),
             }
         }
         if self.decoder.is_empty() { Ok(reply) } else { Err(DecodeError::InsufficientBytes) }
+    }
+
+    fn tsig(mut self) -> Result<Option<TsigRecord>, DecodeError> {
+        self.u16()?;
+        self.u16()?;
+        let [questions, answers, authorities, additionals] =
+            [self.u16()?, self.u16()?, self.u16()?, self.u16()?];
+        for _ in 0..questions {
+            self.name()?;
+            self.u16()?;
+            self.u16()?;
+        }
+        let mut tsig = None;
+        for number in 0..u32::from(answers) + u32::from(authorities) + u32::from(additionals) {
+            let start = self.decoder.index();
+            let raw = self.raw()?;
+            if tsig.is_some() {
+                return Err(DecodeError::RecordAfterSig);
+            }
+            if raw.kind == TYPE_TSIG {
+                // It stands among the additional records (RFC 8945 §5.1).
+                if number < u32::from(answers) + u32::from(authorities) {
+                    return Err(DecodeError::RecordAfterSig);
+                }
+                tsig = Some(raw.tsig(start)?);
+            }
+        }
+        if self.decoder.is_empty() { Ok(tsig) } else { Err(DecodeError::InsufficientBytes) }
     }
 
     fn raw(&mut self) -> Result<Raw<'_>, DecodeError> {
@@ -196,6 +235,19 @@ impl Raw<'_> {
             None => Data::Other,
         };
         Record { owner: self.owner, data }
+    }
+
+    /// The serial that an OPT record's option tells.
+    fn polled(mut self) -> Option<u32> {
+        let end = self.data.index() + usize::from(self.len);
+        while self.data.index() < end {
+            let code = read_u16(&mut self.data).ok()?;
+            let option = read_bytes(&mut self.data).ok()?;
+            if code == poll::OPTION {
+                return option.try_into().ok().map(u32::from_be_bytes);
+            }
+        }
+        None
     }
 
     fn tsig(mut self, start: usize) -> Result<TsigRecord, DecodeError> {

@@ -26,6 +26,7 @@ mod browse;
 mod contents;
 mod error;
 mod message;
+mod poll;
 mod publish;
 pub mod serve;
 mod services;

@@ -104,6 +104,7 @@ impl Request {
 }
 
 /// A TCP connection to the zone server.
+#[derive(Debug)]
 pub(super) struct Connection {
     server: SocketAddr,
     stream: BufReader<TcpStream>,
@@ -125,6 +126,10 @@ impl Connection {
     }
 
     pub(super) async fn receive(&mut self) -> Result<Vec<u8>, ZoneError> {
+        self.receive_within(ANSWER_LIMIT).await
+    }
+
+    async fn receive_within(&mut self, limit: Duration) -> Result<Vec<u8>, ZoneError> {
         let stream = &mut self.stream;
         let frame = async {
             let len = stream.read_u16().await?;
@@ -132,14 +137,23 @@ impl Connection {
             stream.read_exact(&mut wire).await?;
             Ok(wire)
         };
-        limited(self.server, ANSWER_LIMIT, frame).await
+        limited(self.server, limit, frame).await
+    }
+
+    /// Sends one request and waits so long for its one reply.
+    pub(super) async fn ask_within(
+        &mut self,
+        mut request: Request,
+        limit: Duration,
+    ) -> Result<Reply, ZoneError> {
+        self.send(&request).await?;
+        let wire = self.receive_within(limit).await?;
+        request.accept(self.server, &wire)
     }
 
     /// Sends one request and waits for its one reply.
-    pub(super) async fn ask(&mut self, mut request: Request) -> Result<Reply, ZoneError> {
-        self.send(&request).await?;
-        let wire = self.receive().await?;
-        request.accept(self.server, &wire)
+    pub(super) async fn ask(&mut self, request: Request) -> Result<Reply, ZoneError> {
+        self.ask_within(request, ANSWER_LIMIT).await
     }
 
     /// Sends all requests at once and waits for their replies, in whatever order

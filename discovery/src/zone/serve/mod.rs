@@ -34,6 +34,7 @@ mod records;
 mod ring;
 mod store;
 mod update;
+pub mod wire;
 
 pub use config::{Limits, Service, ServiceKind, ZoneConfig};
 pub use journal::{JournalError, Replayed};

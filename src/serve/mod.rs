@@ -210,6 +210,7 @@ fn start_zone(
     let own: Vec<IpAddr> = interfaces.iter().map(|interface| interface.addr).collect();
     let records = ZoneConfig {
         zone: zone.name.clone(),
+        network: None,
         addresses: named,
         secondaries: zone.secondaries.iter().map(SocketAddr::ip).collect(),
         services: services(config),

@@ -4,6 +4,8 @@
 //! in one line on standard error. No argument ever carries a secret: others can read
 //! the arguments of a process.
 
+mod network;
+
 use std::{
     fs,
     io::{self, IsTerminal, Write},
@@ -21,7 +23,9 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     config::{Config, ConfigError, DEFAULT_FILE, SOCKET_DIR},
     control::{Client, Reply, Request},
-    lab, netcheck, node, serve,
+    lab, netcheck,
+    network::{FolderError, InviteError},
+    node, serve,
     status::{PathKind, PathStatus, Status, printable},
 };
 
@@ -116,6 +120,9 @@ enum Command {
         #[arg(long)]
         lifetime: bool,
     },
+    /// Makes a network, lets nodes in, and takes them out again
+    #[command(subcommand)]
+    Network(network::NetworkCommand),
     /// Shows two sites behind NAT on this machine, in namespaces, to watch it work
     Lab,
 }
@@ -178,6 +185,10 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Command::Network(command) => {
+            log(arguments.log);
+            network::run(command)
+        }
         Command::Lab => lab::demo::run(),
     }
 }
@@ -197,10 +208,10 @@ fn failure(error: &anyhow::Error) -> ExitCode {
         }
     }
     eprintln!("zonemesh: {text}");
-    match error.downcast_ref::<ConfigError>() {
-        Some(_) => ExitCode::from(MISUSE),
-        None => ExitCode::FAILURE,
-    }
+    let is_misuse = error.is::<ConfigError>()
+        || matches!(error.downcast_ref(), Some(FolderError::File(_)))
+        || matches!(error.downcast_ref(), Some(InviteError::Limits(_) | InviteError::Route(_)));
+    if is_misuse { ExitCode::from(MISUSE) } else { ExitCode::FAILURE }
 }
 
 fn filter(text: &str) -> Result<String, String> {

@@ -16,6 +16,7 @@ pub mod lab;
 pub mod measure;
 pub mod mesh;
 pub mod netcheck;
+pub mod network;
 pub mod node;
 pub mod ping;
 pub mod plan;

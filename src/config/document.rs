@@ -43,18 +43,18 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-pub(super) type Result<T> = std::result::Result<T, ConfigError>;
+pub(crate) type Result<T> = std::result::Result<T, ConfigError>;
 
 /// The file that values came from.
 #[derive(Clone, Copy)]
-pub(super) struct Document<'a> {
-    pub(super) file: &'a Path,
-    pub(super) text: &'a str,
+pub(crate) struct Document<'a> {
+    pub(crate) file: &'a Path,
+    pub(crate) text: &'a str,
 }
 
 impl<'a> Document<'a> {
     /// The document's outermost section.
-    pub(super) fn root(self) -> Result<Section<'a>> {
+    pub(crate) fn root(self) -> Result<Section<'a>> {
         let table = DeTable::parse(self.text).map_err(|error| {
             let span = error.span().unwrap_or(0..0);
             self.error(&span, String::new(), error.message().to_owned())
@@ -85,7 +85,7 @@ impl<'a> Document<'a> {
 }
 
 /// A table of the document, from which its values are taken one by one.
-pub(super) struct Section<'a> {
+pub(crate) struct Section<'a> {
     document: Document<'a>,
     path: String,
     span: Range<usize>,
@@ -95,7 +95,7 @@ pub(super) struct Section<'a> {
 
 impl<'a> Section<'a> {
     /// Takes the value of `key`, if it is there.
-    pub(super) fn take(&mut self, key: &'static str) -> Option<Item<'a>> {
+    pub(crate) fn take(&mut self, key: &'static str) -> Option<Item<'a>> {
         self.known.push(key);
         let value = self.rest.remove(key)?;
         Some(Item {
@@ -107,12 +107,12 @@ impl<'a> Section<'a> {
     }
 
     /// Takes the value of `key`, which must be there.
-    pub(super) fn need(&mut self, key: &'static str, expected: &str) -> Result<Item<'a>> {
+    pub(crate) fn need(&mut self, key: &'static str, expected: &str) -> Result<Item<'a>> {
         self.take(key).ok_or_else(|| self.missing(key, expected))
     }
 
     /// Takes a section below this one: an empty one where it is not there.
-    pub(super) fn section(&mut self, key: &'static str) -> Result<Section<'a>> {
+    pub(crate) fn section(&mut self, key: &'static str) -> Result<Section<'a>> {
         match self.take(key) {
             Some(item) => item.section(),
             None => Ok(Section {
@@ -126,19 +126,19 @@ impl<'a> Section<'a> {
     }
 
     /// An error about a key that is not there.
-    pub(super) fn missing(&self, key: &str, expected: &str) -> ConfigError {
+    pub(crate) fn missing(&self, key: &str, expected: &str) -> ConfigError {
         let message = format!("is missing; expected {expected}");
         self.document.error(&self.span, self.path_of(key), message)
     }
 
     /// An error about a key whose value does not fit what else is said.
-    pub(super) fn wrong(&self, key: &str, expected: &str) -> ConfigError {
+    pub(crate) fn wrong(&self, key: &str, expected: &str) -> ConfigError {
         let message = format!("does not fit; expected {expected}");
         self.document.error(&self.span, self.path_of(key), message)
     }
 
     /// Ends the section: what has not been taken is unknown.
-    pub(super) fn finish(&self) -> Result<()> {
+    pub(crate) fn finish(&self) -> Result<()> {
         let Some(key) = self.rest.keys().min_by_key(|key| key.span().start) else { return Ok(()) };
         let known = self.known.join(", ");
         let message = format!("unknown key; expected one of: {known}");
@@ -151,7 +151,7 @@ impl<'a> Section<'a> {
 }
 
 /// One value of the document.
-pub(super) struct Item<'a> {
+pub(crate) struct Item<'a> {
     document: Document<'a>,
     path: String,
     span: Range<usize>,
@@ -160,17 +160,17 @@ pub(super) struct Item<'a> {
 
 impl<'a> Item<'a> {
     /// An error about this value.
-    pub(super) fn error(&self, message: impl Into<String>) -> ConfigError {
+    pub(crate) fn error(&self, message: impl Into<String>) -> ConfigError {
         self.document.error(&self.span, self.path.clone(), message.into())
     }
 
     /// Where it stands: line and column, from 1.
-    pub(super) fn position(&self) -> (usize, usize) {
+    pub(crate) fn position(&self) -> (usize, usize) {
         self.document.position(&self.span)
     }
 
     /// An error that says what was found instead of what was expected.
-    pub(super) fn wrong(&self, expected: &str) -> ConfigError {
+    pub(crate) fn wrong(&self, expected: &str) -> ConfigError {
         let found = match &self.value {
             DeValue::String(text) => format!("{text:?}"),
             DeValue::Integer(number) => number.to_string(),
@@ -183,7 +183,7 @@ impl<'a> Item<'a> {
         self.error(format!("{found} is not {expected}"))
     }
 
-    pub(super) fn text(&self, expected: &str) -> Result<&str> {
+    pub(crate) fn text(&self, expected: &str) -> Result<&str> {
         match &self.value {
             DeValue::String(text) => Ok(text),
             _ => Err(self.wrong(expected)),
@@ -191,24 +191,24 @@ impl<'a> Item<'a> {
     }
 
     /// The value of a string that `T` can read.
-    pub(super) fn parse<T: FromStr>(&self, expected: &str) -> Result<T> {
+    pub(crate) fn parse<T: FromStr>(&self, expected: &str) -> Result<T> {
         self.text(expected)?.parse().map_err(|_| self.wrong(expected))
     }
 
-    pub(super) fn boolean(&self) -> Result<bool> {
+    pub(crate) fn boolean(&self) -> Result<bool> {
         match self.value {
             DeValue::Boolean(value) => Ok(value),
             _ => Err(self.wrong("true or false")),
         }
     }
 
-    pub(super) fn integer(&self, range: RangeInclusive<u16>) -> Result<u16> {
+    pub(crate) fn integer(&self, range: RangeInclusive<u16>) -> Result<u16> {
         let number = self.number((*range.start()).into()..=(*range.end()).into())?;
         // It lies in the range.
         Ok(u16::try_from(number).unwrap_or(u16::MAX))
     }
 
-    pub(super) fn number(&self, range: RangeInclusive<u64>) -> Result<u64> {
+    pub(crate) fn number(&self, range: RangeInclusive<u64>) -> Result<u64> {
         let expected = || format!("a number from {} to {}", range.start(), range.end());
         let DeValue::Integer(number) = &self.value else { return Err(self.wrong(&expected())) };
         u64::from_str_radix(number.as_str(), number.radix())
@@ -218,12 +218,12 @@ impl<'a> Item<'a> {
     }
 
     /// Whether it is a list, where a single value would do as well.
-    pub(super) fn is_list(&self) -> bool {
+    pub(crate) fn is_list(&self) -> bool {
         matches!(self.value, DeValue::Array(_))
     }
 
     /// The values of a list.
-    pub(super) fn list(self, expected: &str) -> Result<Vec<Item<'a>>> {
+    pub(crate) fn list(self, expected: &str) -> Result<Vec<Item<'a>>> {
         let Self { document, path, span, value } = self;
         match value {
             DeValue::Array(items) => Ok(items
@@ -240,7 +240,7 @@ impl<'a> Item<'a> {
         }
     }
 
-    pub(super) fn section(self) -> Result<Section<'a>> {
+    pub(crate) fn section(self) -> Result<Section<'a>> {
         let Self { document, path, span, value } = self;
         match value {
             DeValue::Table(rest) => Ok(Section { document, path, span, rest, known: vec![] }),

@@ -9,7 +9,7 @@
 //! `docs/zonemesh.example.toml` has every key with its default.
 
 mod authorities;
-mod document;
+pub(crate) mod document;
 mod read;
 mod relay_uri;
 mod secret;

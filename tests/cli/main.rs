@@ -4,6 +4,7 @@
 mod commands;
 mod configuration;
 mod daemon;
+mod network;
 
 use std::{
     fs,

@@ -17,6 +17,7 @@ use zonemesh::lab::{
 use zonemesh_discovery::{
     advert::{Advert, Candidate, CandidateKind, Entry, InstanceRecords, SignedAdvert, Zone},
     identity::{Identity, PublicKey},
+    membership::{MAX_REVOCATIONS, NetworkKey, RevocationList},
     zone::{Browser, NamedServer, Rcode, Task, TsigFault, TsigKey, View, ZoneClient, ZoneError},
 };
 
@@ -38,6 +39,7 @@ with_both_servers!(
     an_unsigned_update_is_refused,
     a_record_written_by_hand_is_a_bare_entry,
     the_zone_names_its_services,
+    a_list_of_revocations_takes_the_place_of_the_one_before,
 );
 
 async fn what_is_published_is_what_dig_shows(kind: ZoneServerKind) {
@@ -278,6 +280,28 @@ async fn the_zone_names_its_services(kind: ZoneServerKind) {
     let [NamedServer { target, addr }] = &relays[..] else { panic!("one relay: {relays:?}") };
     assert!(target.starts_with("relay."), "{target}");
     assert_eq!(*addr, SocketAddr::from(([198, 51, 100, 12], 443)));
+}
+
+async fn a_list_of_revocations_takes_the_place_of_the_one_before(kind: ZoneServerKind) {
+    let server = Server::start(kind, Some(true));
+    let (client, mut browser) = (server.client(), server.browser());
+    let network = NetworkKey::from_seed(&[1; 32]);
+    assert_eq!(client.revocations(&network.id()).await, Ok(None));
+    let entry = |n: u16| {
+        let mut key = [0; 32];
+        key[..2].copy_from_slice(&n.to_be_bytes());
+        (&PublicKey::from_bytes(key)).into()
+    };
+    // The second is as long as any may be.
+    for (number, count) in [(1, 2), (2, MAX_REVOCATIONS as u16)] {
+        let list = RevocationList::sign(&network, number, (0..count).map(entry));
+        let list = list.expect("not too many");
+        client.publish_revocations(&list).await.expect("the server takes it");
+        assert_eq!(client.revocations(&network.id()).await, Ok(Some(list.clone())));
+        assert_eq!(until_news(&mut browser).await.revocations, [list.txt()]);
+    }
+    let other = NetworkKey::from_seed(&[2; 32]).id();
+    assert_eq!(client.revocations(&other).await, Ok(None));
 }
 
 #[tokio::test]

@@ -56,7 +56,7 @@ impl ZoneClient {
         self.update(vec![pointer]).await
     }
 
-    async fn update(&self, records: Vec<Record>) -> Result<(), ZoneError> {
+    pub(super) async fn update(&self, records: Vec<Record>) -> Result<(), ZoneError> {
         let mut message = Message::new(rand::random(), MessageType::Query, OpCode::Update);
         message.add_query(Query::query(self.zone.name().clone(), RecordType::SOA));
         message.add_authorities(records);

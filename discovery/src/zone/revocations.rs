@@ -1,0 +1,43 @@
+//! The network's list of revocations: one TXT record at `_revoked.<zone>`.
+
+use hickory_proto::rr::{DNSClass, RData, Record, RecordType, rdata::TXT};
+
+use super::{
+    Task, ZoneClient, ZoneError,
+    message::{Data, query},
+    publish::TTL,
+};
+use crate::membership::{NetworkId, RevocationList};
+
+impl ZoneClient {
+    /// The list that the zone has: of several that the network's key has signed the one
+    /// with the highest number.
+    ///
+    /// # Errors
+    /// [`ZoneError`] when the server cannot be reached or its answer cannot be used.
+    pub async fn revocations(
+        &self,
+        network: &NetworkId,
+    ) -> Result<Option<RevocationList>, ZoneError> {
+        let name = self.zone.revocations();
+        let reply = self.ask(Task::Query, &query(&name, RecordType::TXT)).await?;
+        let lists = reply.answers.iter().filter_map(|record| match &record.data {
+            Data::Txt(txt) if record.owner == name => RevocationList::from_txt(txt, network).ok(),
+            _ => None,
+        });
+        Ok(lists.max_by_key(RevocationList::number))
+    }
+
+    /// Puts a list in the place of the one before.
+    ///
+    /// # Errors
+    /// [`ZoneError`] when the server cannot be reached or does not take it.
+    pub async fn publish_revocations(&self, list: &RevocationList) -> Result<(), ZoneError> {
+        let name = self.zone.revocations();
+        let mut clear = Record::update0(name.clone(), 0, RecordType::TXT);
+        clear.dns_class = DNSClass::ANY;
+        let txt = list.txt();
+        let txt = TXT::from_bytes(txt.iter().map(Vec::as_slice).collect());
+        self.update(vec![clear, Record::from_rdata(name, TTL, RData::TXT(txt))]).await
+    }
+}

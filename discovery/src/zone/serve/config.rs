@@ -7,7 +7,6 @@ use hickory_proto::rr::{
     rdata::{NS, SRV},
 };
 
-use super::names::below;
 use crate::{advert::Zone, membership::NetworkId};
 
 /// How long resolvers may keep what the zone says, in seconds: the same as nodes give
@@ -116,7 +115,7 @@ impl ZoneConfig {
 
     /// `rendezvous.<zone>`: the zone's primary server (the SOA's MNAME).
     pub fn primary(&self) -> Name {
-        below(&self.zone, &[RENDEZVOUS.as_bytes()])
+        self.zone.below(&[RENDEZVOUS.as_bytes()])
     }
 
     /// The records that no update may touch, but for the SOA, which has the serial.
@@ -132,7 +131,7 @@ impl ZoneConfig {
             push(&primary, RData::from(*address));
         }
         for (number, address) in (2..).zip(&self.secondaries) {
-            let name = below(&self.zone, &[format!("ns{number}").as_bytes()]);
+            let name = self.zone.below(&[format!("ns{number}").as_bytes()]);
             push(apex, RData::NS(NS(name.clone())));
             push(&name, RData::from(*address));
         }
@@ -140,7 +139,7 @@ impl ZoneConfig {
         if !self.addresses.is_empty() {
             for Service { kind, port } in &self.services {
                 let srv = SRV::new(0, 0, *port, primary.clone());
-                push(&below(&self.zone, &kind.labels()), RData::SRV(srv));
+                push(&self.zone.below(&kind.labels()), RData::SRV(srv));
             }
         }
         records

@@ -6,14 +6,17 @@
 //! no clock asked, to play it again. Reading ends at the first entry that is not whole.
 //! `docs/protocol.md` tells the form byte for byte.
 
+use std::net::{IpAddr, Ipv6Addr};
+
 use crc::{CRC_32_ISCSI, Crc};
 use hickory_proto::{
     rr::Record,
     serialize::binary::{BinDecodable, BinDecoder},
 };
+use ipnet::IpNet;
 
 use super::{
-    lease::{Fact, Lease, Node},
+    lease::{Claim, Fact, Lease, Node},
     records::encode,
     ring::Diff,
 };
@@ -102,23 +105,48 @@ pub(super) fn push(out: &mut Vec<u8>, kind: Kind, diff: &Diff, facts: &[Fact]) {
 }
 
 fn push_fact(out: &mut Vec<u8>, fact: &Fact) {
-    let Fact::Node(key, node) = fact;
-    out.push(1);
-    out.extend(key.as_bytes());
-    let Some(node) = node else {
-        out.push(0);
-        return;
-    };
-    let (lease, end) = match node.lease {
-        Lease::Until(end) => (1, end),
-        Lease::Open => (2, 0),
-        Lease::Gone(end) => (3, end),
-    };
-    out.push(lease);
-    out.extend(end.to_be_bytes());
-    out.extend(node.sequence.to_be_bytes());
-    out.push(u8::from(node.invite.is_some()));
-    if let Some(invite) = &node.invite {
+    match fact {
+        Fact::Node(key, node) => {
+            out.push(1);
+            out.extend(key.as_bytes());
+            let Some(node) = node else {
+                out.push(0);
+                return;
+            };
+            let (lease, end) = match node.lease {
+                Lease::Until(end) => (1, end),
+                Lease::Open => (2, 0),
+                Lease::Gone(end) => (3, end),
+            };
+            out.push(lease);
+            out.extend(end.to_be_bytes());
+            out.extend(node.sequence.to_be_bytes());
+            push_invite(out, node.invite.as_ref());
+        }
+        Fact::Claim(slice, claim) => {
+            out.push(2);
+            let (family, address) = match slice.network() {
+                IpAddr::V4(v4) => (4, v4.to_ipv6_mapped()),
+                IpAddr::V6(v6) => (6, v6),
+            };
+            out.extend([family, slice.prefix_len()]);
+            out.extend(address.octets());
+            let Some(claim) = claim else {
+                out.push(0);
+                return;
+            };
+            out.push(1);
+            out.extend(claim.node.as_bytes());
+            out.extend(claim.end.to_be_bytes());
+            out.extend(claim.sequence.to_be_bytes());
+            push_invite(out, claim.invite.as_ref());
+        }
+    }
+}
+
+fn push_invite(out: &mut Vec<u8>, invite: Option<&InviteId>) {
+    out.push(u8::from(invite.is_some()));
+    if let Some(invite) = invite {
         out.extend(invite.as_bytes());
     }
 }
@@ -205,9 +233,14 @@ impl<'a> Input<'a> {
     }
 
     fn fact(&mut self) -> Option<Fact> {
-        if self.u8()? != 1 {
-            return None;
+        match self.u8()? {
+            1 => self.node(),
+            2 => self.claim(),
+            _ => None,
         }
+    }
+
+    fn node(&mut self) -> Option<Fact> {
         let key = PublicKey::from_bytes(self.array()?);
         let lease = self.u8()?;
         if lease == 0 {
@@ -221,12 +254,39 @@ impl<'a> Input<'a> {
             _ => return None,
         };
         let sequence = u64::from_be_bytes(self.array()?);
-        let invite = match self.u8()? {
-            0 => None,
-            1 => Some(InviteId::from_bytes(self.array()?)),
+        let invite = self.invite()?;
+        Some(Fact::Node(key, Some(Node { invite, sequence, lease })))
+    }
+
+    fn claim(&mut self) -> Option<Fact> {
+        let (family, len) = (self.u8()?, self.u8()?);
+        let address = Ipv6Addr::from(self.array::<16>()?);
+        let address = match family {
+            4 => IpAddr::V4(address.to_ipv4_mapped()?),
+            6 => IpAddr::V6(address),
             _ => return None,
         };
-        Some(Fact::Node(key, Some(Node { invite, sequence, lease })))
+        let slice = IpNet::new(address, len).ok()?;
+        let claim = match self.u8()? {
+            0 => None,
+            1 => Some(Claim {
+                node: PublicKey::from_bytes(self.array()?),
+                end: u64::from_be_bytes(self.array()?),
+                sequence: u64::from_be_bytes(self.array()?),
+                invite: self.invite()?,
+            }),
+            _ => return None,
+        };
+        Some(Fact::Claim(slice, claim))
+    }
+
+    /// `None` where it cannot be read.
+    fn invite(&mut self) -> Option<Option<InviteId>> {
+        match self.u8()? {
+            0 => Some(None),
+            1 => Some(Some(InviteId::from_bytes(self.array()?))),
+            _ => None,
+        }
     }
 
     fn u8(&mut self) -> Option<u8> {

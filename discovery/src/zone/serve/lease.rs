@@ -5,6 +5,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use ipnet::IpNet;
+
 use super::{draft::Draft, store::ZoneStore};
 use crate::{identity::PublicKey, membership::InviteId};
 
@@ -40,17 +42,39 @@ impl Lease {
     }
 }
 
+/// The claim of a slice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Claim {
+    /// Whose it is.
+    pub(super) node: PublicKey,
+    /// The invite that let it in.
+    pub(super) invite: Option<InviteId>,
+    /// The number of the claim.
+    pub(super) sequence: u64,
+    /// When it ends, in seconds since 1970.
+    pub(super) end: u64,
+}
+
 /// One thing that is remembered, or (`None`) no longer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Fact {
     Node(PublicKey, Option<Node>),
+    Claim(IpNet, Option<Claim>),
+}
+
+/// What ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Ending {
+    Node(PublicKey),
+    Claim(IpNet),
 }
 
 /// Everything that is remembered, and in which order it ends.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     nodes: BTreeMap<PublicKey, Node>,
-    ends: BTreeSet<(u64, PublicKey)>,
+    claims: BTreeMap<IpNet, Claim>,
+    ends: BTreeSet<(u64, Ending)>,
 }
 
 impl Facts {
@@ -62,14 +86,28 @@ impl Facts {
                     Some(node) => self.nodes.insert(key, node),
                     None => self.nodes.remove(&key),
                 };
-                if let Some(end) = before.and_then(|node| node.lease.end()) {
-                    self.ends.remove(&(end, key));
-                }
-                if let Some(end) = node.and_then(|node| node.lease.end()) {
-                    self.ends.insert((end, key));
-                }
+                let end = |node: Option<Node>| node.and_then(|node| node.lease.end());
+                self.set_end(Ending::Node(key), end(before), end(node));
                 Fact::Node(key, before)
             }
+            Fact::Claim(slice, claim) => {
+                let before = match claim {
+                    Some(claim) => self.claims.insert(slice, claim),
+                    None => self.claims.remove(&slice),
+                };
+                let end = |claim: Option<Claim>| claim.map(|claim| claim.end);
+                self.set_end(Ending::Claim(slice), end(before), end(claim));
+                Fact::Claim(slice, before)
+            }
+        }
+    }
+
+    fn set_end(&mut self, ending: Ending, before: Option<u64>, after: Option<u64>) {
+        if let Some(end) = before {
+            self.ends.remove(&(end, ending));
+        }
+        if let Some(end) = after {
+            self.ends.insert((end, ending));
         }
     }
 
@@ -90,8 +128,17 @@ impl Facts {
         self.nodes.iter()
     }
 
+    pub(super) fn claim(&self, slice: &IpNet) -> Option<&Claim> {
+        self.claims.get(slice)
+    }
+
+    pub(super) fn claims(&self) -> impl Iterator<Item = (&IpNet, &Claim)> {
+        self.claims.iter()
+    }
+
     pub(super) fn all(&self) -> Vec<Fact> {
-        self.iter().map(|(key, node)| Fact::Node(*key, Some(*node))).collect()
+        let nodes = self.iter().map(|(key, node)| Fact::Node(*key, Some(*node)));
+        nodes.chain(self.claims().map(|(slice, claim)| Fact::Claim(*slice, Some(*claim)))).collect()
     }
 }
 
@@ -113,7 +160,14 @@ impl ZoneStore {
         let seconds = seconds(now);
         let ended = self.facts.ends.iter().take_while(|(end, _)| *end <= seconds);
         let mut draft = Draft::new(&self.records);
-        let facts: Vec<Fact> = ended.map(|(_, key)| self.lapse(&mut draft, key, now)).collect();
+        let facts = ended.map(|(_, ending)| match ending {
+            Ending::Node(key) => self.lapse(&mut draft, key, now),
+            Ending::Claim(slice) => {
+                draft.remove_all(&self.config.zone.slice(slice));
+                Fact::Claim(*slice, None)
+            }
+        });
+        let facts: Vec<Fact> = facts.collect();
         let (removed, added) = draft.difference();
         self.apply(removed, added, &facts, now);
     }

@@ -1,6 +1,7 @@
 //! Whose a name of the zone is.
 
 use hickory_proto::rr::Name;
+use ipnet::IpNet;
 
 use crate::{advert::Zone, identity::PublicKey};
 
@@ -16,6 +17,8 @@ pub(super) enum Owner {
     Host(PublicKey),
     /// `_revoked.<zone>`: the network's list of revocations.
     Revocations,
+    /// `<slice>._slice.<zone>`: the claim of a slice.
+    Slice(IpNet),
     /// Fixed by the configuration, or nobody's.
     Fixed,
 }
@@ -31,6 +34,9 @@ impl Owner {
         if let Some(node) = zone.instance_key(name) {
             return Self::Instance(node);
         }
+        if let Some(slice) = zone.slice_of(name) {
+            return Self::Slice(slice);
+        }
         let first = name.iter().next().unwrap_or_default();
         if name.num_labels() == zone.name().num_labels() + 1
             && let Ok(node) = PublicKey::from_base32(first)
@@ -40,15 +46,6 @@ impl Owner {
         }
         Self::Fixed
     }
-}
-
-/// A name of a few known labels below the zone.
-pub(super) fn below(zone: &Zone, labels: &[&[u8]]) -> Name {
-    let labels = labels.iter().copied().chain(zone.name().iter());
-    // Shorter than a node's instance name, which a zone's name has room for.
-    let mut name = Name::from_labels(labels).expect("a name below a checked zone");
-    name.set_fqdn(true);
-    name
 }
 
 /// Names are compared, ordered and kept in lower case (RFC 4343).

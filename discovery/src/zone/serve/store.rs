@@ -9,7 +9,7 @@ use super::{
     config::{TTL, ZoneConfig},
     journal::{self, JournalError, Kind, Replayed},
     lease::{Fact, Facts},
-    names::{Owner, below},
+    names::Owner,
     records::Records,
     ring::{Diff, Ring},
 };
@@ -145,7 +145,7 @@ impl ZoneStore {
 
     /// The zone's SOA record with a serial of its past, for IXFR.
     pub fn soa_at(&self, serial: u32) -> Record {
-        let contact = below(&self.config.zone, &[b"hostmaster"]);
+        let contact = self.config.zone.below(&[b"hostmaster"]);
         let soa =
             SOA::new(self.config.primary(), contact, serial, REFRESH, RETRY, EXPIRE, NEGATIVE_TTL);
         Record::from_rdata(self.apex().clone(), TTL, RData::SOA(soa))

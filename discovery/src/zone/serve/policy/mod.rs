@@ -3,11 +3,13 @@
 //!
 //! A node's own names ([`node`]) are written by whoever shows an advert that proves
 //! itself, or has the node's TSIG key; the list of instances ([`pointers`]) is the zone's
-//! own; the list of revocations ([`revocations`]) proves itself, too.
+//! own; the list of revocations ([`revocations`]) and claims of slices ([`slices`]) prove
+//! themselves, too.
 
 use std::{collections::BTreeSet, time::SystemTime};
 
 use hickory_proto::rr::{DNSClass, RData, Record, RecordType, rdata::TXT};
+use ipnet::IpNet;
 
 use super::{
     draft::Draft,
@@ -21,11 +23,13 @@ use crate::{
     advert::AdvertError,
     identity::PublicKey,
     membership::{CertificateError, RevocationError},
+    zone::slice::ClaimError,
 };
 
 mod node;
 mod pointers;
 mod revocations;
+mod slices;
 
 /// Who sent an update, as its TSIG tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +92,18 @@ pub enum Refusal {
         /// The number of the list that is known.
         known: u64,
     },
+    /// The claim has a signature that does not hold.
+    #[error("the claim does not count: {0}")]
+    Claim(#[from] ClaimError),
+    /// A slice that the node's certificate does not cover.
+    #[error("the slice is none that the node's certificate allows")]
+    NotCertified,
+    /// Another node has it.
+    #[error("the slice {slice} is claimed by another node")]
+    Taken {
+        /// What is claimed.
+        slice: IpNet,
+    },
     /// More records, or larger ones, than anybody has a use for.
     #[error("too many records, or too large ones")]
     TooMany,
@@ -110,7 +126,7 @@ impl ZoneStore {
             Owner::Service => kind == RecordType::PTR,
             Owner::Instance(_) => matches!(kind, RecordType::SRV | RecordType::TXT),
             Owner::Host(_) => matches!(kind, RecordType::A | RecordType::AAAA),
-            Owner::Revocations => kind == RecordType::TXT,
+            Owner::Revocations | Owner::Slice(_) => kind == RecordType::TXT,
         };
         // What is not there may be deleted as often as one likes.
         if fits || record.dns_class != DNSClass::IN {
@@ -143,6 +159,7 @@ impl ZoneStore {
                 facts.push(self.judge_node(draft, key, writer, revoked, now)?);
             }
         }
+        facts.extend(self.judge_slices(draft, writer, revoked, now)?);
         self.check_pointers(draft)?;
         // It says nothing new; a list that is full must not grow by it either.
         draft.forget(&self.config.zone.service());
@@ -170,11 +187,21 @@ impl ZoneStore {
         if more > less && self.records.bytes() + more - less > limits.bytes {
             return Err(Refusal::Full { limit: limits.bytes, what: "bytes of records" });
         }
-        let new = facts.iter().filter(|fact| match fact {
-            Fact::Node(key, node) => node.is_some() && self.facts.node(key).is_none(),
-        });
-        if new.count() + self.facts.nodes() > limits.nodes {
+        let (mut nodes, mut claims) = (self.facts.nodes(), self.facts.claims().count());
+        for fact in facts {
+            match fact {
+                Fact::Node(key, Some(_)) => nodes += usize::from(self.facts.node(key).is_none()),
+                Fact::Claim(slice, Some(_)) => {
+                    claims += usize::from(self.facts.claim(slice).is_none());
+                }
+                Fact::Node(_, None) | Fact::Claim(_, None) => {}
+            }
+        }
+        if nodes > limits.nodes {
             return Err(Refusal::Full { limit: limits.nodes, what: "nodes" });
+        }
+        if claims > limits.claims {
+            return Err(Refusal::Full { limit: limits.claims, what: "slices" });
         }
         Ok(())
     }

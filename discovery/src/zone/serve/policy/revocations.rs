@@ -55,6 +55,15 @@ impl ZoneStore {
         for key in &revoked {
             self.remove_node(draft, key);
         }
-        revoked.into_iter().map(|key| Fact::Node(key, None)).collect()
+        let claims = self.facts.claims().filter(|(_, claim)| {
+            list.contains(&claim.node)
+                || claim.invite.as_ref().is_some_and(|invite| list.contains_invite(invite))
+        });
+        let claims: Vec<_> = claims.map(|(slice, _)| *slice).collect();
+        for slice in &claims {
+            draft.remove_all(&self.config.zone.slice(slice));
+        }
+        let nodes = revoked.into_iter().map(|key| Fact::Node(key, None));
+        nodes.chain(claims.into_iter().map(|slice| Fact::Claim(slice, None))).collect()
     }
 }

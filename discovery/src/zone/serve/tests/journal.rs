@@ -1,3 +1,5 @@
+use std::sync::LazyLock;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -34,7 +36,13 @@ impl Disk {
     }
 }
 
-fn busy() -> Disk {
+/// A zone in which much has happened.
+fn busy() -> &'static Disk {
+    static BUSY: LazyLock<Disk> = LazyLock::new(make);
+    &BUSY
+}
+
+fn make() -> Disk {
     let mut disk = Disk::new();
     for sequence in 1..=3 {
         for seed in 1..=3 {

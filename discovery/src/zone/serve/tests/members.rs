@@ -7,11 +7,11 @@ use crate::{
     zone::serve::{Refusal, UpdateError},
 };
 
-fn network() -> NetworkKey {
+pub(super) fn network() -> NetworkKey {
     NetworkKey::from_seed(&[101; 32])
 }
 
-fn members() -> ZoneStore {
+pub(super) fn members() -> ZoneStore {
     let config = ZoneConfig { network: Some(network().id()), ..config() };
     let (mut store, _) = ZoneStore::open(config, &[], now()).expect("an empty journal");
     store.poll_journal();
@@ -19,7 +19,7 @@ fn members() -> ZoneStore {
     store
 }
 
-fn token(network: &NetworkKey, seed: u8, days: u64) -> Token {
+pub(super) fn token(network: &NetworkKey, seed: u8, days: u64) -> Token {
     let validity = Validity::new(now() - Duration::from_secs(3600), Some(after(days * 86_400)));
     let limits = Limits::new("", &["10.42.0.0/16".parse().expect("a prefix")], &[] as &[&str]);
     let limits = limits.expect("within bounds");
@@ -33,11 +33,11 @@ fn token(network: &NetworkKey, seed: u8, days: u64) -> Token {
     Token::issue(network, &[seed; 32], zone(), validity, limits, access).expect("it fits")
 }
 
-fn invite() -> Token {
+pub(super) fn invite() -> Token {
     token(&network(), 102, 30)
 }
 
-fn certificate(token: &Token, node: &PublicKey) -> Option<Vec<u8>> {
+pub(super) fn certificate(token: &Token, node: &PublicKey) -> Option<Vec<u8>> {
     let member = token.admit(node, "a node", &[], &[] as &[&str], now());
     Some(member.expect("within the limits").chain().as_bytes().to_vec())
 }
@@ -51,11 +51,11 @@ fn tombstone(identity: &Identity, sequence: u64) -> Advert {
     Advert { candidates: Vec::new(), expires: now(), ..member_advert(identity, sequence) }
 }
 
-fn write(store: &mut ZoneStore, updates: Vec<Record>) -> Result<(), UpdateError> {
+pub(super) fn write(store: &mut ZoneStore, updates: Vec<Record>) -> Result<(), UpdateError> {
     write_at(store, updates, now())
 }
 
-fn write_at(
+pub(super) fn write_at(
     store: &mut ZoneStore,
     updates: Vec<Record>,
     now: SystemTime,
@@ -73,18 +73,18 @@ fn write_at(
     }
 }
 
-fn refused(result: Result<(), UpdateError>) -> Refusal {
+pub(super) fn refused(result: Result<(), UpdateError>) -> Refusal {
     match result {
         Err(UpdateError::Refused(refusal)) => refusal,
         other => panic!("{other:?}"),
     }
 }
 
-fn list(number: u64, entries: Vec<Revoked>) -> RevocationList {
+pub(super) fn list(number: u64, entries: Vec<Revoked>) -> RevocationList {
     RevocationList::sign(&network(), number, entries).expect("few")
 }
 
-fn list_records(list: &RevocationList) -> Vec<Record> {
+pub(super) fn list_records(list: &RevocationList) -> Vec<Record> {
     let name = zone().revocations();
     let txt = TXT::from_bytes(list.txt().iter().map(Vec::as_slice).collect());
     vec![delete_set(&name, RecordType::TXT), Record::from_rdata(name, 30, RData::TXT(txt))]

@@ -260,6 +260,16 @@ fn the_chain_is_as_it_is_described() {
 }
 
 #[test]
+fn the_chain_in_the_documentation_is_one() {
+    let hex = data_encoding::HEXLOWER.encode(chain().as_bytes());
+    let lines: Vec<&str> =
+        hex.as_bytes().chunks(80).map(|l| str::from_utf8(l).expect("hex")).collect();
+    let block = lines.join("\n");
+    let documentation = include_str!("../../docs/protocol.md");
+    assert!(documentation.contains(&block), "{block}");
+}
+
+#[test]
 fn times_are_told_as_people_do() {
     for (seconds, text) in [
         (0, "1970-01-01 00:00 UTC"),

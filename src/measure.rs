@@ -10,7 +10,7 @@ use std::{
 use tokio::{net::UdpSocket, time::sleep_until};
 use zonemesh_discovery::{
     nat64::{self, Prefix64},
-    stun::{HairpinTest, LifetimeTest, MappingLifetime, Socket},
+    stun::{HairpinTest, LifetimeTest, MappingFound, MappingLifetime, MappingTest, Socket},
 };
 
 use crate::netcheck::source_address;
@@ -29,6 +29,31 @@ const BUFFER: usize = 1500;
 pub async fn hairpin(server: SocketAddr) -> io::Result<Option<bool>> {
     let socket = open(server).await?;
     let mut test = HairpinTest::new(server, rand::random(), Instant::now());
+    loop {
+        if let Some(transmit) = test.poll_transmit() {
+            let _ = socket.send_to(&transmit.payload, transmit.to).await;
+        }
+        if let Some(outcome) = test.poll_event() {
+            return Ok(outcome);
+        }
+        let Some(due) = test.poll_timeout() else { return Ok(None) };
+        let mut buffer = [0; BUFFER];
+        if let Some((length, from)) = receive(&socket, &mut buffer, due).await {
+            test.handle_datagram(from, &buffer[..length], Instant::now());
+        }
+        test.handle_timeout(Instant::now());
+    }
+}
+
+/// Which mappings the NAT gives, as a server with two addresses sees them; `None` where one of
+/// the two does not answer.
+///
+/// # Errors
+/// When no socket can be had.
+pub async fn mapping(server: SocketAddr, other: SocketAddr) -> io::Result<Option<MappingFound>> {
+    let socket = open(server).await?;
+    let inner = socket.local_addr()?.port();
+    let mut test = MappingTest::new(server, other, inner, rand::random(), Instant::now());
     loop {
         if let Some(transmit) = test.poll_transmit() {
             let _ = socket.send_to(&transmit.payload, transmit.to).await;

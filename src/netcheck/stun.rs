@@ -8,7 +8,9 @@ use std::{
 
 use anyhow::Context;
 use tokio::{net::UdpSocket, time::sleep_until};
-use zonemesh_discovery::stun::{MAX_SERVERS, MappingLifetime, NatBehaviour, ReflexiveClient};
+use zonemesh_discovery::stun::{
+    MAX_SERVERS, MappingLifetime, NatBehaviour, ReflexiveClient, StunEvent,
+};
 
 use super::{
     report::{Source, StunReport},
@@ -46,11 +48,16 @@ pub(super) async fn check(
     client.set_servers(servers, start);
     let mut sent = HashMap::new();
     let mut rtt = HashMap::new();
+    let mut mapping = None;
     while !client.is_settled() && start.elapsed() < LIMIT {
         let now = Instant::now();
         client.handle_timeout(now);
-        // What it tells is read from its state in the end.
-        while client.poll_event().is_some() {}
+        // What else it tells is read from its state in the end.
+        while let Some(event) = client.poll_event() {
+            if let StunEvent::MappingWanted { server, other } = event {
+                mapping = Some(tokio::spawn(measure::mapping(server, other)));
+            }
+        }
         while let Some(transmit) = client.poll_transmit() {
             sent.insert(transmit.to, now);
             // What cannot be sent is not answered.
@@ -65,6 +72,11 @@ pub(super) async fn check(
                 rtt.entry(from).or_insert(now - *sent);
             }
         }
+    }
+    if let Some(mapping) = mapping
+        && let Ok(Ok(Some(found))) = mapping.await
+    {
+        client.set_mapping(found);
     }
     let report = |server: &SocketAddr| StunReport {
         server: *server,

@@ -18,7 +18,7 @@ use zonemesh_discovery::{
     interfaces::{InterfaceAddress, host_candidates},
     nat64::Prefix64,
     portmap::{self, PortMap},
-    stun::MappingLifetime,
+    stun::{MappingFound, MappingLifetime},
 };
 
 use super::{Event, Node, report::tell};
@@ -49,6 +49,8 @@ pub enum GatherEvent {
     Router(portmap::Found),
     /// Whether the NAT turns packets round.
     Hairpin(bool),
+    /// Which mappings the NAT gives to a fresh socket.
+    Mapping(MappingFound),
     /// How long the NAT keeps a mapping.
     Lifetime(MappingLifetime),
     /// By which prefix IPv4 is reached, where only a NAT64 leads there.
@@ -146,6 +148,25 @@ impl Gather {
         reached
     }
 
+    /// Has the NAT's mappings tested by a fresh socket.
+    pub(super) fn test_mapping(
+        &mut self,
+        server: SocketAddr,
+        other: SocketAddr,
+        events: &mpsc::Sender<Event>,
+    ) {
+        let events = events.clone();
+        self.tasks.spawn(async move {
+            match measure::mapping(server, other).await {
+                Ok(Some(found)) => {
+                    tell(&events, Event::Gathered(GatherEvent::Mapping(found))).await;
+                }
+                Ok(None) => debug!(%server, "does not tell what mappings the NAT gives"),
+                Err(error) => debug!("cannot test the NAT's mappings: {error}"),
+            }
+        });
+    }
+
     /// Has the NAT measured anew, in the background.
     fn measure(&mut self, servers: Vec<SocketAddr>, has_nat: bool, events: &mpsc::Sender<Event>) {
         if let Some(earlier) = self.measuring.take() {
@@ -221,6 +242,7 @@ impl Node {
                 }
                 self.gather.router = Some(found);
             }
+            GatherEvent::Mapping(found) => self.stun.set_mapping(found),
             GatherEvent::Hairpin(turns) => self.gather.hairpin = Some(turns),
             GatherEvent::Lifetime(found) => {
                 info!(survived = ?found.survived, lost = ?found.lost, "NAT mapping lifetime");

@@ -463,6 +463,9 @@ impl Node {
                 }
                 StunEvent::ServerAnswered { server } => info!(%server, "STUN server answers"),
                 StunEvent::ServerSilent { server } => warn!(%server, "STUN server does not answer"),
+                StunEvent::MappingWanted { server, other } => {
+                    self.gather.test_mapping(server, other, &self.events);
+                }
                 StunEvent::Behaviour(behaviour) => {
                     let (mapping, filtering) = (behaviour.mapping, behaviour.filtering);
                     info!(%mapping, %filtering, "NAT behaviour");

@@ -116,6 +116,19 @@ impl Test {
         Self { server, other, mapped, clean, question, request, found, ports: vec![] }
     }
 
+    /// Begins a test of the mapping alone, by a socket that looks like `mapped`.
+    pub(super) fn of_mapping(
+        server: SocketAddr,
+        other: SocketAddr,
+        mapped: SocketAddr,
+        id: Id,
+        now: Instant,
+    ) -> Self {
+        let question = Question::SeenByOtherAddress;
+        let request = question.request(server, other, id, now);
+        Self { question, request, ..Self::new(server, other, mapped, false, id, now) }
+    }
+
     /// The address that was seen when the test began.
     pub(super) fn mapped(&self) -> SocketAddr {
         self.mapped

@@ -21,7 +21,8 @@
 //!
 //! Beside the keeper stand small machines for sockets of their own: [`Sample`] asks which
 //! port a new mapping gets, [`LifetimeTest`] how long one lives, [`HairpinTest`] whether
-//! the NAT turns packets round.
+//! the NAT turns packets round, [`MappingTest`] which mappings a socket gets that nobody
+//! knows: its word counts more than the keeper's own test.
 //!
 //! Not here, on purpose: TCP and TLS, authentication and redirection
 //! (ALTERNATE-SERVER), and MAPPED-ADDRESS of RFC 3489 servers.
@@ -29,6 +30,7 @@
 mod behaviour;
 mod hairpin;
 mod lifetime;
+mod mapping;
 mod message;
 mod ports;
 mod request;
@@ -57,6 +59,7 @@ pub use self::{
     behaviour::{Behaviour, NatBehaviour},
     hairpin::HairpinTest,
     lifetime::{LifetimeTest, MappingLifetime, Socket},
+    mapping::{MappingFound, MappingTest},
     ports::PortPattern,
     sample::{Sample, SampleEvent},
 };
@@ -124,6 +127,14 @@ pub enum StunEvent {
         /// The server.
         server: SocketAddr,
     },
+    /// The NAT's mappings are to be tested by a [`MappingTest`]: see
+    /// [`ReflexiveClient::set_mapping`].
+    MappingWanted {
+        /// Whom to ask.
+        server: SocketAddr,
+        /// Its other address.
+        other: SocketAddr,
+    },
     /// More or something else is known of the NAT.
     Behaviour(NatBehaviour),
     /// Something else is known of how the NAT chooses ports.
@@ -142,6 +153,8 @@ pub struct ReflexiveClient {
     test: Option<Test>,
     /// What the last test found.
     tested: Option<Tested>,
+    /// What a fresh socket found.
+    fresh: Option<MappingFound>,
     last_test: Option<Instant>,
     last_hurry: Option<Instant>,
     behaviour: NatBehaviour,
@@ -198,6 +211,7 @@ impl ReflexiveClient {
             current: Vec::new(),
             test: None,
             tested: None,
+            fresh: None,
             last_test: None,
             last_hurry: None,
             behaviour: NatBehaviour::default(),
@@ -237,6 +251,13 @@ impl ReflexiveClient {
     /// whether there is a NAT at all.
     pub fn set_local_addresses(&mut self, local: &[SocketAddr]) {
         self.local = local.iter().map(|addr| canonical(*addr)).collect();
+        self.update_behaviour();
+    }
+
+    /// Takes what a fresh socket found of the NAT's mappings. It counts while the NAT has
+    /// the same public address.
+    pub fn set_mapping(&mut self, found: MappingFound) {
+        self.fresh = Some(found);
         self.update_behaviour();
     }
 
@@ -504,7 +525,11 @@ impl ReflexiveClient {
         let seen_ports: Vec<u16> = words.iter().map(|word| word.mapped.port()).collect();
         // The test's questions follow each other more closely than the servers' words.
         let tested_ports = tested.map_or(&[][..], |tested| &tested.ports);
-        let ports = PortPattern::told_by(inner, [tested_ports, &seen_ports]);
+        let mut ports = PortPattern::told_by(inner, [tested_ports, &seen_ports]);
+        let at = |fresh: &MappingFound| seen.iter().any(|addr| addr.ip() == fresh.mapped.ip());
+        if let Some(fresh) = self.fresh.filter(at) {
+            (behaviour.mapping, ports) = (fresh.mapping, fresh.ports);
+        }
         if !seen.is_empty() && seen.iter().all(|addr| self.local.contains(addr)) {
             behaviour.mapping = Behaviour::None;
         } else if behaviour.mapping == Behaviour::Unknown {
@@ -549,6 +574,7 @@ impl ReflexiveClient {
         let clean = self.servers.iter().filter(|s| s.addr.ip() == other.ip()).all(untouched);
         let mut test = Test::new(server, other, mapped, clean, self.rng.random(), now);
         let progress = test.handle_timeout(self.rng.random(), now);
+        self.tell(StunEvent::MappingWanted { server, other });
         self.test = Some(test);
         self.last_test = Some(now);
         self.take_progress(progress);

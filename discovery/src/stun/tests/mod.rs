@@ -2,6 +2,7 @@
 
 mod hairpin;
 mod lifetime;
+mod mapping;
 mod sample;
 mod world;
 

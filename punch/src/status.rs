@@ -41,6 +41,11 @@ pub enum Event {
     /// [`Agent::handle_sample`](crate::Agent::handle_sample). The sockets of a
     /// [`Event::WantSockets`] that came before are to be there first.
     WantSample,
+    /// Open one fresh socket in place of those that there are and ask a STUN server from it,
+    /// before anything else is sent there: tell its number to
+    /// [`Agent::set_extra`](crate::Agent::set_extra), and then what the server saw to
+    /// [`Agent::handle_sample`](crate::Agent::handle_sample).
+    WantKnownSocket,
     /// Open so many fresh sockets in place of those that there are, and tell their numbers
     /// to [`Agent::set_extra`](crate::Agent::set_extra).
     WantSockets {

@@ -21,6 +21,12 @@ fn sites(seed: u64, kinds: [Behaviour; 2], weather: Weather) -> (World, HostId, 
     world.allocate(a, relay);
     world.allocate(b, relay);
     world.keepalive = Some(25 * SECOND);
+    for (host, kind) in [(a, kinds[0]), (b, kinds[1])] {
+        if kind.remaps {
+            // What is new leaves from another port than the one that is known.
+            world.knock(host);
+        }
+    }
     world.introduce(a, b);
     (world, a, b)
 }

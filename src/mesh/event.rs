@@ -23,6 +23,10 @@ pub enum MeshEvent {
     /// A STUN server is to be asked from a fresh socket, after any that were asked for:
     /// [`super::Mesh::handle_sample`] takes what it saw.
     WantSample(PublicKey),
+    /// A fresh socket is to be opened for this member in place of those that it has, and a
+    /// STUN server asked from it: [`super::Mesh::set_extra`] takes its number, and
+    /// [`super::Mesh::handle_sample`] what the server saw.
+    WantKnownSocket(PublicKey),
     /// Fresh sockets are to be opened for this member in place of those that it has:
     /// [`super::Mesh::set_extra`] takes their numbers.
     WantSockets {

@@ -605,6 +605,9 @@ impl Mesh {
                 AgentEvent::WantTurn => self.turns.want(*node),
                 AgentEvent::TurnOver => self.turns.end(node),
                 AgentEvent::WantSample => self.events.push_back(MeshEvent::WantSample(*node)),
+                AgentEvent::WantKnownSocket => {
+                    self.events.push_back(MeshEvent::WantKnownSocket(*node));
+                }
                 AgentEvent::WantSockets { count } => {
                     self.events.push_back(MeshEvent::WantSockets { node: *node, count });
                 }

@@ -32,6 +32,15 @@ pub enum HardEvent {
         /// What.
         bytes: Vec<u8>,
     },
+    /// A fresh socket, and at which address it was seen; `None` where nobody answered.
+    Opened {
+        /// The peer that it is for.
+        node: PublicKey,
+        /// The socket.
+        socket: UdpSocket,
+        /// The address.
+        external: Option<SocketAddr>,
+    },
     /// A fresh socket was seen at this address; `None` where nobody answered.
     Sampled {
         /// The peer against whose NAT it was taken.
@@ -78,6 +87,14 @@ impl Node {
                 {
                     self.hand_over(node, id);
                 }
+            }
+            HardEvent::Opened { node, socket, external } => {
+                debug!(peer = %node, ?external, "opened a socket");
+                self.release_sockets(&node, None, now);
+                let opened = vec![self.hard.fresh.adopt(socket)];
+                self.mesh.set_extra(&node, &opened, now);
+                self.hard.owned.insert(node, opened);
+                self.mesh.handle_sample(&node, external, now);
             }
             HardEvent::Sampled { node, external } => {
                 debug!(peer = %node, ?external, "sampled the NAT");
@@ -144,15 +161,29 @@ impl Node {
 
     /// Asks a STUN server as what it sees a fresh socket.
     pub(super) fn take_sample(&self, node: PublicKey) {
+        self.ask_from_fresh(move |_, external| HardEvent::Sampled { node, external });
+    }
+
+    /// Opens a fresh socket for a peer, and asks a STUN server as what it sees that.
+    pub(super) fn open_known_socket(&self, node: PublicKey) {
+        self.ask_from_fresh(move |socket, external| HardEvent::Opened { node, socket, external });
+    }
+
+    fn ask_from_fresh(
+        &self,
+        told: impl FnOnce(UdpSocket, Option<SocketAddr>) -> HardEvent + Send + 'static,
+    ) {
         let server = self.stun.named().map(|(_, server, _)| server).find(SocketAddr::is_ipv4);
         let events = self.hard.events.clone();
         tokio::spawn(async move {
+            // Without a socket the agent's own limit ends the try.
+            let Ok(socket) = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await else { return };
             let external = match server {
-                Some(server) => sample(server).await.unwrap_or(None),
+                Some(server) => sample(&socket, server).await.unwrap_or(None),
                 None => None,
             };
             // The loop is gone only when the node stops.
-            let _ = events.send(Event::Hard(HardEvent::Sampled { node, external })).await;
+            let _ = events.send(Event::Hard(told(socket, external))).await;
         });
     }
 
@@ -174,8 +205,7 @@ impl Node {
 }
 
 /// The outer address of a fresh socket.
-async fn sample(server: SocketAddr) -> std::io::Result<Option<SocketAddr>> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
+async fn sample(socket: &UdpSocket, server: SocketAddr) -> std::io::Result<Option<SocketAddr>> {
     let mut sample = Sample::new(server, rand::random(), Instant::now());
     let mut buffer = [0; 1500];
     loop {

@@ -510,6 +510,7 @@ impl Node {
                     self.data.initiate(&node);
                 }
                 MeshEvent::WantSample(node) => self.take_sample(node),
+                MeshEvent::WantKnownSocket(node) => self.open_known_socket(node),
                 MeshEvent::WantSockets { node, count } => self.open_sockets(node, count, now),
                 MeshEvent::ReleaseSockets { node, keep } => self.release_sockets(&node, keep, now),
                 MeshEvent::Peers => {}

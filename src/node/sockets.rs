@@ -67,12 +67,17 @@ impl Sockets {
     fn open_one(&mut self) -> io::Result<u32> {
         let socket = StdUdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         socket.set_nonblocking(true)?;
-        let socket = Arc::new(UdpSocket::from_std(socket)?);
+        Ok(self.adopt(UdpSocket::from_std(socket)?))
+    }
+
+    /// Takes a socket that is open, and hands back its number.
+    pub(super) fn adopt(&mut self, socket: UdpSocket) -> u32 {
+        let socket = Arc::new(socket);
         let id = self.next;
         self.next = self.next.wrapping_add(1);
         let reader = tokio::spawn(read(id, Arc::clone(&socket), self.events.clone()));
         self.open.insert(id, Open { socket, reader });
-        Ok(id)
+        id
     }
 
     /// Sends from one of them, at most `hops` routers far where that is bounded; `false`

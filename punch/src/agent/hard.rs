@@ -15,16 +15,26 @@
 //!
 //! The path is one over a relay, and ordinary checks have had their time. The agent asks
 //! for its turn ([`Event::WantTurn`]): only one peer of a node has it at a time. Both sides
-//! tell over the relay that they are *willing*, the one with the hard NAT opens its
-//! sockets ([`Event::WantSample`], [`Event::WantSockets`]), sends from them, and tells that
-//! they are *open*; then the other sends. As soon as a direct pair is selected, or when
-//! nothing came of it, all sockets go but the one in use ([`Event::ReleaseSockets`]), and
-//! the turn is over. Attempts that fail are repeated after pauses that double.
+//! tell over the relay that they are *willing*, and where they are to be met. A side whose
+//! port stays opens a fresh socket for that, whose outer port it knows
+//! ([`Event::WantKnownSocket`]): what peers and relays have sent to WireGuard's own may have
+//! had the NAT make an exception, so that what goes to a new destination leaves from a port
+//! that nobody knows. Then the one with the hard NAT opens its sockets
+//! ([`Event::WantSample`], [`Event::WantSockets`]), sends from them, and tells that they are
+//! *open*; then the other sends. Every other try it is the other that sends first: what is
+//! sent first only opens the sender's NAT, and is not to reach the peer's. As soon as a direct
+//! pair is selected, or when nothing came of it, all sockets go but the one in use
+//! ([`Event::ReleaseSockets`]), and the turn is over. Attempts that fail are repeated after
+//! pauses that double.
+//!
+//! What one try does is in `hard/attempt.rs`.
 //!
 //! Nobody is sent to but an address of the Internet that the peer's candidates name as its
 //! own, at 200 datagrams a second and no more than [`PROBES`] in a try. Probes share one
 //! secret, from which each derives its transaction, so that they need no memory; an answer
 //! to one proves nothing but that a check should go there.
+
+mod attempt;
 
 use std::{
     collections::VecDeque,
@@ -37,9 +47,9 @@ use sha2::{Digest, Sha256};
 
 use super::{Agent, checks::What};
 use crate::{
-    candidate::CandidateKind,
+    candidate::{Candidate, CandidateKind},
     check::{Plan, Stage, Window},
-    nat::{NatProfile, Part, PortPattern},
+    nat::{NatProfile, Part},
     pair::Tier,
     route::{Route, Via},
     status::Event,
@@ -48,15 +58,6 @@ use crate::{
 /// The most sockets that are opened against one peer, and the most probes of a try.
 pub const MAX_SOCKETS: u16 = 256;
 const PROBES: usize = 1024;
-
-/// Sockets of a side that counts: one loses its check now and then.
-const COUNTING_SOCKETS: u16 = 4;
-
-/// Ports of the other side that are met in order, where both count.
-const DIAGONAL: u8 = 16;
-
-/// 200 probes a second.
-const PACE: Duration = Duration::from_millis(5);
 
 /// Ordinary checks have so long before.
 const SETTLED: Duration = Duration::from_millis(2500);
@@ -74,22 +75,12 @@ const LINGER: Duration = Duration::from_millis(1500);
 /// A turn is over after this, whatever goes on.
 const TURN: Duration = Duration::from_secs(25);
 
-/// So many tries in one turn: of a sequence others may have taken the next port.
-const TRIES: u8 = 3;
-
 /// A path that was found is waited for so long, until both sides use it.
 const CLOSING: Duration = Duration::from_secs(2);
 
 /// Pauses after an attempt that failed.
 const PAUSE_MIN: Duration = Duration::from_secs(30);
 const PAUSE_MAX: Duration = Duration::from_secs(3600);
-
-/// Openers get so many routers far; every other try goes all the way, for NATs that
-/// stand farther off.
-const HOPS: u8 = 2;
-
-/// Ports that no NAT gives out.
-const FIRST_PORT: u16 = 1024;
 
 /// What is known of attempts.
 #[derive(Debug)]
@@ -106,6 +97,8 @@ pub(super) struct Hard {
     tries: u8,
     /// How many probes are left in this turn.
     probes: usize,
+    /// What this side sends from, where its port stays.
+    end: Via,
     /// The sockets that were asked for are there.
     has_sockets: bool,
     /// They were asked to be closed.
@@ -115,6 +108,8 @@ pub(super) struct Hard {
     secret: [u8; 16],
     /// Of the peer's tries, the last that was answered to.
     answered: Option<u8>,
+    /// Where the peer's port stays, the last number with which it told one.
+    aimed: Option<u8>,
     tell_at: Option<Instant>,
     pub(super) events: VecDeque<Event>,
 }
@@ -147,8 +142,18 @@ struct Sending {
     what: What,
     next: Instant,
     until: Instant,
-    /// They open this side: the peer is told when they are out.
-    opens: bool,
+    phase: Phase,
+}
+
+/// What datagrams are sent for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// They open this side's NAT: the peer is told when they are out.
+    Opening,
+    /// Nothing is sent yet: the peer, which knows where to, is to open its side first.
+    Inviting,
+    /// They are to meet the peer, whose side is open.
+    Meeting,
 }
 
 impl Hard {
@@ -164,12 +169,14 @@ impl Hard {
             number: 0,
             tries: 0,
             probes: 0,
+            end: Via::Socket,
             has_sockets: false,
             releasing: false,
             sample: None,
             window: None,
             secret: [0; 16],
             answered: None,
+            aimed: None,
             tell_at: None,
             events: VecDeque::new(),
         }
@@ -238,7 +245,7 @@ impl Agent {
             self.hard.turn = Some(now);
             self.hard.tries = 0;
             self.hard.probes = PROBES;
-            self.hard.answered = None;
+            (self.hard.answered, self.hard.aimed) = (None, None);
             self.rng.fill_bytes(&mut self.hard.secret);
             self.hard.step = Step::Willing { since: now };
             self.hard.tell_at = Some(now);
@@ -249,12 +256,14 @@ impl Agent {
     }
 
     /// Takes which address a fresh socket of this node had outside, after
-    /// [`Event::WantSample`]; `None` where no STUN server answered.
+    /// [`Event::WantSample`] or [`Event::WantKnownSocket`]; `None` where no STUN server
+    /// answered.
     pub fn handle_sample(&mut self, external: Option<SocketAddr>, now: Instant) {
         if matches!(self.hard.step, Step::Preparing { .. }) {
-            match external {
-                Some(external) => self.hard.sample = Some(external),
-                None => self.end_attempt(false, now),
+            match (external, self.hard.parts()) {
+                (Some(external), _) => self.hard.sample = Some(external),
+                (None, Some((Part::Steady, _))) => self.be_met_as_ever(now),
+                (None, _) => self.end_attempt(false, now),
             }
         }
         self.drive(now);
@@ -270,7 +279,11 @@ impl Agent {
         let relayed = self.is_relayed(route) && self.hard.enabled && !self.has_direct();
         let stage = match &self.hard.step {
             Step::Willing { .. } | Step::Preparing { .. } => Stage::Willing,
-            Step::Sending(sending) if sending.opens && !sending.routes.is_empty() => Stage::Willing,
+            Step::Sending(sending)
+                if sending.phase == Phase::Opening && !sending.routes.is_empty() =>
+            {
+                Stage::Willing
+            }
             Step::Sending(_) => Stage::Open,
             Step::Rest | Step::Asked | Step::Closing { .. } => Stage::None,
         };
@@ -315,7 +328,7 @@ impl Agent {
             Step::Preparing { since } if now >= *since + PREPARE_FOR => {
                 self.end_attempt(false, now);
             }
-            Step::Preparing { .. } => self.open_sockets(now),
+            Step::Preparing { .. } => self.go_on_prepared(now),
             Step::Sending(_) => self.send_probes(now),
         }
         if self.hard.tell_at.is_some_and(|at| at <= now) {
@@ -348,172 +361,6 @@ impl Agent {
         Some(rested.max(self.selected_at + SETTLED))
     }
 
-    /// Both have the turn: the side with the hard NAT prepares, the other waits until it
-    /// has and sends.
-    fn begin_try(&mut self, now: Instant) {
-        let Some(peer) = self.hard.told(now).filter(|plan| plan.stage > Stage::None) else {
-            return;
-        };
-        match self.hard.parts() {
-            Some((Part::Steady, other)) => {
-                if peer.stage == Stage::Open && self.hard.answered != Some(peer.number) {
-                    self.hard.answered = Some(peer.number);
-                    self.send_to_ports(other, &peer, now);
-                }
-            }
-            Some((own, other)) => {
-                let tries = if own == Part::Counting { TRIES } else { 1 };
-                if self.hard.tries == tries {
-                    return self.end_attempt(false, now);
-                }
-                self.hard.tries += 1;
-                self.hard.number = self.hard.number.wrapping_add(1);
-                (self.hard.sample, self.hard.window) = (None, None);
-                (self.hard.has_sockets, self.hard.releasing) = (false, false);
-                let count = match (own, other) {
-                    (Part::Guessed, _) => MAX_SOCKETS,
-                    (_, Part::Counting) => 1,
-                    _ => COUNTING_SOCKETS,
-                };
-                self.hard.events.push_back(Event::WantSockets { count });
-                if own == Part::Counting {
-                    self.hard.events.push_back(Event::WantSample);
-                }
-                self.hard.step = Step::Preparing { since: now };
-            }
-            None => self.end_attempt(false, now),
-        }
-    }
-
-    /// The sockets are there, and the sample: they send to the peer.
-    fn open_sockets(&mut self, now: Instant) {
-        let (Some((own, other)), Some(target)) = (self.hard.parts(), self.target()) else {
-            return self.end_attempt(false, now);
-        };
-        if !self.hard.has_sockets || (own == Part::Counting && self.hard.sample.is_none()) {
-            return;
-        }
-        let socket = |id: &u32| Route { via: Via::Extra(*id), remote: target };
-        if let (PortPattern::Sequential { step }, Some(sample)) =
-            (self.hard.own.ports, self.hard.sample)
-        {
-            let next = i32::from(sample.port()).wrapping_add(step).rem_euclid(1 << 16);
-            let count = if other == Part::Counting { DIAGONAL } else { Window::MAX };
-            let base = u16::try_from(next).unwrap_or_default();
-            self.hard.window = Some(Window { base, count });
-        }
-        self.hard.tell_at = Some(now);
-        // Where both count, the ports that are sent to have yet to be told.
-        let routes = match other {
-            Part::Counting => VecDeque::new(),
-            _ => self.extra.iter().take(MAX_SOCKETS.into()).map(socket).collect(),
-        };
-        let near = self.hard.number % 2 == 1;
-        let what = if near { What::Opener { hops: HOPS } } else { What::Probe };
-        self.send_all(routes, what, true, now);
-    }
-
-    /// The other side is open: its ports are sent to.
-    fn send_to_ports(&mut self, other: Part, peer: &Plan, now: Instant) {
-        let Some(target) = self.target() else { return };
-        let to = |port| Route::direct(SocketAddr::new(target.ip(), port));
-        let routes: VecDeque<Route> = match (other, peer.nat.ports, peer.window) {
-            (Part::Counting, PortPattern::Sequential { step }, Some(window)) => {
-                let ports: Vec<u16> = window.ports(step).collect();
-                // What comes before the other's mapping is made is lost.
-                ports.iter().chain(&ports).map(|port| to(*port)).collect()
-            }
-            (Part::Guessed, ..) => {
-                let count = usize::from(u16::MAX - FIRST_PORT) + 1;
-                let chosen = rand::seq::index::sample(&mut self.rng, count, PROBES);
-                let port = |index| u16::try_from(index + usize::from(FIRST_PORT)).ok();
-                chosen.into_iter().filter_map(port).map(to).collect()
-            }
-            _ => return,
-        };
-        self.send_all(routes, What::Probe, false, now);
-    }
-
-    fn send_all(&mut self, routes: VecDeque<Route>, what: What, opens: bool, now: Instant) {
-        // Where nothing is sent yet, the other side's window is waited for.
-        let until = now + if routes.is_empty() { PREPARE_FOR } else { LINGER };
-        self.hard.step = Step::Sending(Sending { routes, what, next: now, until, opens });
-        self.send_probes(now);
-    }
-
-    /// Sends what is due, and waits a while for what comes of it.
-    fn send_probes(&mut self, now: Instant) {
-        while let Step::Sending(sending) = &mut self.hard.step
-            && sending.next <= now
-            && self.queue.len() < super::MAX_QUEUED
-            && let Some(route) = sending.routes.pop_front()
-        {
-            // At most one is made up for that could not go in time.
-            sending.next = (sending.next + PACE).max(now.checked_sub(PACE).unwrap_or(now));
-            sending.until = now + LINGER;
-            // The peer waits for the word that all are out.
-            if sending.routes.is_empty() && sending.opens {
-                self.hard.tell_at = Some(now);
-            }
-            let what = sending.what;
-            let is_opener = sending.opens;
-            if !is_opener && self.hard.probes == 0 {
-                continue;
-            }
-            self.hard.probes -= usize::from(!is_opener);
-            self.send_probe(route, what, self.hard.probe_id(route), now);
-        }
-        let Step::Sending(sending) = &self.hard.step else { return };
-        if !sending.routes.is_empty() {
-            return;
-        }
-        let (opens, until) = (sending.opens, sending.until);
-        let parts = self.hard.parts();
-        let peer = self.hard.told(now);
-        match (parts, peer) {
-            // Both are open: the n-th port of one sends to the n-th of the other.
-            (Some((Part::Counting, Part::Counting)), Some(peer))
-                if opens
-                    && peer.stage == Stage::Open
-                    && peer.window.is_some()
-                    && self.hard.answered != Some(peer.number) =>
-            {
-                self.hard.answered = Some(peer.number);
-                self.send_diagonally(&peer, now);
-            }
-            // The other side takes its time, and says when it is through.
-            (Some((Part::Guessed, Part::Steady)), Some(_)) if opens => {
-                if now >= until + PACE * u32::try_from(PROBES).unwrap_or(u32::MAX) {
-                    self.hard.step = Step::Willing { since: now };
-                } else if now >= until {
-                    self.wait_until(until + PACE * u32::try_from(PROBES).unwrap_or(u32::MAX));
-                }
-            }
-            _ if now >= until => self.hard.step = Step::Willing { since: now },
-            _ => {}
-        }
-    }
-
-    fn wait_until(&mut self, until: Instant) {
-        if let Step::Sending(sending) = &mut self.hard.step {
-            sending.until = until;
-            sending.opens = false;
-        }
-    }
-
-    fn send_diagonally(&mut self, peer: &Plan, now: Instant) {
-        let (PortPattern::Sequential { step }, Some(window), Some(target), Some(socket)) =
-            (peer.nat.ports, peer.window, self.target(), self.extra.first().copied())
-        else {
-            return;
-        };
-        let to =
-            |port| Route { via: Via::Extra(socket), remote: SocketAddr::new(target.ip(), port) };
-        let once: Vec<Route> = window.ports(step).map(to).collect();
-        let routes = once.iter().chain(&once).chain(&once).copied().collect();
-        self.send_all(routes, What::Probe, false, now);
-    }
-
     /// There is a direct path: what is not needed goes when both sides use it.
     fn close(&mut self, now: Instant) {
         match self.hard.step {
@@ -536,6 +383,7 @@ impl Agent {
         self.hard.step = Step::Rest;
         self.hard.tell_at = None;
         (self.hard.sample, self.hard.window) = (None, None);
+        self.hard.end = Via::Socket;
         if asked {
             // The turn is given back when it comes.
             return;
@@ -572,15 +420,20 @@ impl Agent {
 
     /// An address of the Internet that the peer names as its own.
     fn target(&self) -> Option<SocketAddr> {
-        let named = |kind| {
-            let mut named = self.remotes.iter().filter(|c| c.kind == kind && c.is_for_relays());
-            named.find(|candidate| candidate.addr.is_ipv4()).map(|candidate| candidate.addr)
-        };
-        named(CandidateKind::ServerReflexive).or_else(|| named(CandidateKind::Host))
+        public(&self.remotes)
     }
 
     fn is_relayed(&self, route: Route) -> bool {
         let mut pairs = self.pairs.iter();
         pairs.any(|pair| pair.route == route && pair.tier(&self.locals) == Tier::Relayed)
     }
+}
+
+/// The address of the Internet by which a node is to be met.
+fn public(candidates: &[Candidate]) -> Option<SocketAddr> {
+    let named = |kind| {
+        let mut named = candidates.iter().filter(|c| c.kind == kind && c.is_for_relays());
+        named.find(|candidate| candidate.addr.is_ipv4()).map(|candidate| candidate.addr)
+    };
+    named(CandidateKind::ServerReflexive).or_else(|| named(CandidateKind::Host))
 }

@@ -10,10 +10,10 @@ use crate::nat::{Mapping, NatProfile, PortPattern};
 /// | 0 | mapping: 0 not known, 1 the same for all destinations, 2 another for each |
 /// | 1 | new ports: 0 not known, 1 as the inner one, 2 in sequence, 3 random |
 /// | 2–3 | the step of the sequence, signed |
-/// | 4 | the attempt: 0 none, 1 willing, 2 its sockets have sent |
-/// | 5 | the number of the try |
-/// | 6–7 | the first port that the sequence gives next; 0 where none is told |
-/// | 8 | how many ports from there on may be its own, at most 32 |
+/// | 4 | the attempt: 0 none, 1 willing, 2 its sockets have sent, or are ready for the peer's |
+/// | 5 | the number of the try: another for each set of sockets |
+/// | 6–7 | the first port that the sequence gives next, or the one that stays; 0 where none is told |
+/// | 8 | how many ports from there on may be its own, at most 32; 1 where it stays |
 /// | 9–11 | zero |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Plan {
@@ -35,11 +35,11 @@ pub enum Stage {
     None,
     /// The sender is ready for one.
     Willing,
-    /// The sender's sockets are open, and have sent.
+    /// The sender's sockets are open: they have sent, or wait for the peer to do so first.
     Open,
 }
 
-/// Ports that a sequence gives next.
+/// Ports that a sequence gives next, or the one of a socket whose port stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
     /// The first.

@@ -34,7 +34,8 @@ pub(crate) struct Behaviour {
     pub(crate) ports: Ports,
     pub(crate) hairpin: bool,
     /// As Linux does where nothing drops it: what came unsolicited is remembered, and
-    /// what goes out to its sender later gets another port.
+    /// what goes out to its sender later gets another port, as does all that is new after
+    /// that.
     pub(crate) remaps: bool,
     /// UDP does not pass.
     pub(crate) blocks_udp: bool,
@@ -141,11 +142,13 @@ impl Gateway {
             Depends::Address => Key::Address(to.ip()),
             Depends::AddressAndPort => Key::AddressAndPort(to),
         };
-        let key = self.remapped(from, to, key);
-        let known = self.mappings.iter().position(|m| m.inside == from && m.key == key);
+        let known = match self.behaviour.remaps {
+            true => self.current(from, to),
+            false => self.mappings.iter().position(|m| m.inside == from && m.key == key),
+        };
         let index = known.unwrap_or_else(|| {
             let outside = match self.ip {
-                Some(ip) => SocketAddr::new(ip, self.free_port(from.port(), rng)),
+                Some(ip) => SocketAddr::new(ip, self.free_port(from.port(), to, rng)),
                 None => from,
             };
             let contacted = BTreeMap::new();
@@ -186,25 +189,40 @@ impl Gateway {
         open.then_some(mapping.inside)
     }
 
-    /// The key of what goes to somebody who came unsolicited: a flow that was there before
-    /// keeps its mapping, any other gets one of its own.
-    fn remapped(&self, from: SocketAddr, to: SocketAddr, key: Key) -> Key {
-        let own = Key::AddressAndPort(to);
-        let known = |key| self.mappings.iter().find(|m| m.inside == from && m.key == key);
-        if self.behaviour.remaps && known(own).is_some() {
-            return own;
+    /// The mapping that Linux gives what goes there: a flow keeps the one that it has; a new
+    /// one gets that of the socket's latest new flow, unless its destination came there
+    /// unsolicited.
+    fn current(&mut self, from: SocketAddr, to: SocketAddr) -> Option<usize> {
+        let own = |m: &Mapping| m.inside == from && m.contacted.contains_key(&to);
+        if let Some(index) = self.mappings.iter().position(own) {
+            return Some(index);
         }
-        let Some(usual) = known(key) else { return key };
-        if !self.behaviour.remaps || usual.contacted.contains_key(&to) {
-            return key;
+        let index = self.mappings.iter().rposition(|m| m.inside == from)?;
+        let outside = self.mappings[index].outside;
+        if self.came_unsolicited(to, outside) {
+            return None;
         }
-        let came = self.unsolicited.iter().any(|(by, at, _)| (*by, *at) == (to, usual.outside));
-        if came { own } else { key }
+        // The latest stands last.
+        let latest = self.mappings.remove(index);
+        self.mappings.push(latest);
+        Some(self.mappings.len() - 1)
     }
 
-    fn free_port(&mut self, wish: u16, rng: &mut StdRng) -> u16 {
+    fn came_unsolicited(&self, from: SocketAddr, to: SocketAddr) -> bool {
+        self.unsolicited.iter().any(|(by, at, _)| (*by, *at) == (from, to))
+    }
+
+    fn free_port(&mut self, wish: u16, to: SocketAddr, rng: &mut StdRng) -> u16 {
         let taken = |port| self.mappings.iter().any(|mapping| mapping.outside.port() == port);
+        let spoilt = |port| self.ip.is_some_and(|ip| self.came_unsolicited(to, (ip, port).into()));
         match self.behaviour.ports {
+            // Linux takes any where the wish is not to be had.
+            Ports::Preserving if self.behaviour.remaps && (taken(wish) || spoilt(wish)) => loop {
+                let port = rng.random_range(1024..=u16::MAX);
+                if !taken(port) && !spoilt(port) {
+                    break port;
+                }
+            },
             Ports::Preserving => {
                 (wish..=u16::MAX).find(|port| !taken(*port)).expect("few mappings")
             }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use zonemesh_punch::{Event, Mapping, NatProfile, PortPattern};
 
-use super::{Depends, HostId, PORT, Ports, STUN, World};
+use super::{Depends, HostId, PORT, Ports, STUN, World, extra_port};
 
 impl World {
     /// What the host's own tests would find out about the NATs before it.
@@ -42,19 +42,34 @@ impl World {
             match event {
                 Event::WantTurn => self.agent(host).grant_turn(now),
                 Event::WantSockets { count } => {
-                    let extra = &mut self.of(host).traffic.extra;
-                    let first = extra.last().map_or(0, |last| last + 1);
-                    *extra = (first..first + u32::from(count)).collect();
-                    self.tell_extra(host);
+                    self.open_extra(host, count.into());
+                }
+                Event::WantKnownSocket => {
+                    let id = self.open_extra(host, 1);
+                    self.take_sample(host, extra_port(id));
                 }
                 Event::ReleaseSockets { keep } => {
                     self.of(host).traffic.extra.retain(|id| Some(*id) == keep);
                     self.tell_extra(host);
                 }
-                Event::WantSample => self.take_sample(host),
+                Event::WantSample => {
+                    let port = PORT - 1 - u16::try_from(self.sent % 10_000).expect("bounded");
+                    self.take_sample(host, port);
+                }
                 _ => {}
             }
         }
+    }
+
+    /// Opens so many sockets in place of those that there are, and hands back the number of
+    /// the first.
+    fn open_extra(&mut self, host: HostId, count: u32) -> u32 {
+        let traffic = &mut self.of(host).traffic;
+        let first = traffic.next_extra;
+        traffic.next_extra += count;
+        traffic.extra = (first..first + count).collect();
+        self.tell_extra(host);
+        first
     }
 
     fn tell_extra(&mut self, host: HostId) {
@@ -64,10 +79,9 @@ impl World {
     }
 
     /// A fresh socket asks the STUN server; the answer takes its time.
-    fn take_sample(&mut self, host: HostId) {
+    fn take_sample(&mut self, host: HostId, port: u16) {
         let stun: SocketAddr = STUN.parse().expect("a literal address");
         let mut segment = self.hosts[host.0].segment;
-        let port = PORT - 1 - u16::try_from(self.sent % 10_000).expect("bounded");
         let mut addr = SocketAddr::new(self.hosts[host.0].ips[0], port);
         while let Some(gateway) = self.gateway_of(segment, stun.ip()) {
             addr = self.gateways[gateway].translate_out(addr, stun, self.now, &mut self.rng);

@@ -398,6 +398,20 @@ impl World {
         }
     }
 
+    /// A stranger sends to where the host is known, and the host answers: a NAT that answers
+    /// what comes unsolicited makes an exception of that.
+    pub(crate) fn knock(&mut self, host: HostId) {
+        let stranger: SocketAddr = "198.51.100.77:3478".parse().expect("a literal address");
+        let known = self.candidates(host).into_iter();
+        let mut known = known.filter(|c| c.kind == CandidateKind::ServerReflexive);
+        let Some(known) = known.next() else { return };
+        self.inject(INTERNET, Packet::new(stranger, known.addr, vec![0]));
+        self.run(SECOND);
+        let Host { segment, ips, .. } = &self.hosts[host.0];
+        self.inject(*segment, Packet::new(SocketAddr::new(ips[0], PORT), stranger, vec![0]));
+        self.run(SECOND);
+    }
+
     /// Runs until both have selected a path that carries packets both ways.
     pub(crate) fn connect(&mut self, a: HostId, b: HostId, limit: Duration) -> Option<Duration> {
         self.run_until(limit, |world| world.carries(a, b) && world.carries(b, a))

@@ -35,8 +35,9 @@ pub(crate) struct Traffic {
     received_since_poll: Option<(Route, Instant)>,
     /// What arrived, and when.
     pub(crate) arrived: Vec<(u64, Instant)>,
-    /// Its further sockets.
+    /// Its further sockets, and the number of the next: none is used again.
     pub(crate) extra: BTreeSet<u32>,
+    pub(super) next_extra: u32,
 }
 
 impl Traffic {

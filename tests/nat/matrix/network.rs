@@ -108,9 +108,4 @@ impl Network {
             Network::UdpBlocked | Network::Tcp443Only => Nat::BLOCKED,
         }
     }
-
-    /// Whether it gives each destination another port.
-    pub(super) fn is_symmetric(self) -> bool {
-        self.nat().mapping != Depends::Nothing
-    }
 }

@@ -11,5 +11,6 @@ pub mod mdns;
 pub mod membership;
 pub mod nat64;
 pub mod portmap;
+pub mod sealed;
 pub mod stun;
 pub mod zone;

@@ -223,6 +223,7 @@ fn start_zone(
         more_ports: vec![HTTPS_PORT],
         key_name: key_name.to_owned(),
         key_secret: key_secret.to_owned(),
+        node_keys: vec![],
         // As Debian ships it: BIND hands the zone to all, Knot to nobody.
         transfers: None,
         extra_records: Vec::new(),

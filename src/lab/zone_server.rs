@@ -34,6 +34,16 @@ pub enum ZoneServerKind {
     Knot,
 }
 
+/// A key that may write what one node says of itself, and nothing else.
+#[derive(Debug, Clone)]
+pub struct NodeKey {
+    /// The label of the node's host name: its public key in Base32, unpadded. With the
+    /// zone behind it, the key's name.
+    pub host: String,
+    /// The key's secret, in Base64.
+    pub secret: String,
+}
+
 /// What the server serves, and where.
 #[derive(Debug, Clone)]
 pub struct ZoneServerConfig {
@@ -49,6 +59,8 @@ pub struct ZoneServerConfig {
     pub key_name: String,
     /// The key's secret, in Base64.
     pub key_secret: String,
+    /// Keys of one node each.
+    pub node_keys: Vec<NodeKey>,
     /// Whether the zone may be transferred; `None` leaves it to the program, of
     /// which BIND allows it to all and Knot to nobody.
     pub transfers: Option<bool>,
@@ -206,6 +218,25 @@ impl ZoneServer {
             Some(true) => "allow-transfer { any; };",
             Some(false) => "allow-transfer { none; };",
         };
+        // The recipe of docs/security.md, beside a key that may do everything.
+        let (mut keys, mut grants) = (String::new(), String::new());
+        for NodeKey { host, secret } in &self.config.node_keys {
+            let _ = writeln!(
+                keys,
+                "key \"{host}.{zone}\" {{ algorithm {KEY_ALGORITHM}; secret \"{secret}\"; }};"
+            );
+            let _ = write!(
+                grants,
+                "grant {host}.{zone} name {host}====._wireguard._udp.{zone} SRV TXT;\n    "
+            );
+        }
+        if !self.config.node_keys.is_empty() {
+            let _ = write!(
+                grants,
+                "grant *.{zone} self . A AAAA;\n    \
+                 grant *.{zone} name _wireguard._udp.{zone} PTR;\n    "
+            );
+        }
         // No recursion and no control channel: the lab has no Internet, and a machine
         // may run its own named beside it.
         format!(
@@ -222,10 +253,12 @@ key "{key_name}" {{
     algorithm {KEY_ALGORITHM};
     secret "{key_secret}";
 }};
-zone "{zone}" {{
+{keys}zone "{zone}" {{
     type primary;
     file "{dir}/zone.db";
-    update-policy {{ grant {key_name} zonesub ANY; }};
+    update-policy {{
+    {grants}grant {key_name} zonesub ANY;
+    }};
     {transfers}
 }};
 "#
@@ -244,6 +277,25 @@ zone "{zone}" {{
             Some(true) => "[ update, transfer ]",
             None | Some(false) => "update",
         };
+        // The recipe of docs/security.md, beside a key that may do everything.
+        let (mut keys, mut rules, mut names) = (String::new(), String::new(), String::new());
+        for NodeKey { host, secret } in &self.config.node_keys {
+            let _ = write!(
+                keys,
+                "\n  - id: {host}.{zone}\n    algorithm: {KEY_ALGORITHM}\n    secret: {secret}"
+            );
+            let _ = write!(
+                rules,
+                "\n  - id: {host}\n    key: {host}.{zone}\n    action: update\
+                 \n    update-type: [ SRV, TXT, A, AAAA ]\
+                 \n    update-owner: name\n    update-owner-match: equal\
+                 \n    update-owner-name: [ {host}, \"{host}\\061\\061\\061\\061._wireguard._udp\" ]\
+                 \n  - id: {host}-list\n    key: {host}.{zone}\n    action: update\
+                 \n    update-type: PTR\n    update-owner: name\n    update-owner-match: equal\
+                 \n    update-owner-name: _wireguard._udp"
+            );
+            let _ = write!(names, ", {host}, {host}-list");
+        }
         format!(
             r#"server:
     rundir: "{dir}"
@@ -256,16 +308,16 @@ database:
 key:
   - id: {key_name}
     algorithm: {KEY_ALGORITHM}
-    secret: {key_secret}
+    secret: {key_secret}{keys}
 acl:
   - id: members
     key: {key_name}
-    action: {actions}
+    action: {actions}{rules}
 zone:
   - domain: {zone}
     storage: "{dir}"
     file: zone.db
-    acl: members
+    acl: [ members{names} ]
 "#
         )
     }

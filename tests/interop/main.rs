@@ -26,3 +26,4 @@ mod slices;
 mod stun;
 mod turn;
 mod zone;
+mod zone_policy;

@@ -12,7 +12,7 @@ use data_encoding::BASE64;
 use tempfile::TempDir;
 use zonemesh::lab::{
     programs,
-    zone_server::{KEY_ALGORITHM, ZoneServer, ZoneServerConfig, ZoneServerKind},
+    zone_server::{KEY_ALGORITHM, NodeKey, ZoneServer, ZoneServerConfig, ZoneServerKind},
 };
 use zonemesh_discovery::{
     advert::{Advert, Candidate, CandidateKind, Entry, InstanceRecords, SignedAdvert, Zone},
@@ -21,8 +21,8 @@ use zonemesh_discovery::{
     zone::{Browser, NamedServer, Rcode, Task, TsigFault, TsigKey, View, ZoneClient, ZoneError},
 };
 
-const ZONE: &str = "mesh.example";
-const KEY_NAME: &str = "mesh-key";
+pub(crate) const ZONE: &str = "mesh.example";
+pub(crate) const KEY_NAME: &str = "mesh-key";
 
 with_both_servers!(
     what_is_published_is_what_dig_shows,
@@ -359,7 +359,7 @@ async fn rubbish_is_told_as_such_and_harms_nothing() {
 }
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-const SECRET: &[u8] = b"a secret of the tests' own, only";
+pub(crate) const SECRET: &[u8] = b"a secret of the tests' own, only";
 
 /// A zone server and the folder that it lives in.
 pub(crate) struct Server {
@@ -380,6 +380,15 @@ impl Server {
         transfers: Option<bool>,
         extra_records: Vec<String>,
     ) -> Self {
+        Self::start_guarded(kind, transfers, extra_records, Vec::new())
+    }
+
+    pub(crate) fn start_guarded(
+        kind: ZoneServerKind,
+        transfers: Option<bool>,
+        extra_records: Vec<String>,
+        node_keys: Vec<NodeKey>,
+    ) -> Self {
         programs::require(&["named", "knotd", "dig", "nsupdate"]).expect("programs");
         let config = ZoneServerConfig {
             zone: ZONE.to_owned(),
@@ -388,6 +397,7 @@ impl Server {
             more_ports: vec![],
             key_name: KEY_NAME.to_owned(),
             key_secret: BASE64.encode(SECRET),
+            node_keys,
             transfers,
             extra_records,
         };
@@ -412,7 +422,7 @@ impl Server {
         self.client_with(ZONE, Some(key(KEY_NAME, SECRET)))
     }
 
-    fn client_with(&self, zone: &str, key: Option<TsigKey>) -> ZoneClient {
+    pub(crate) fn client_with(&self, zone: &str, key: Option<TsigKey>) -> ZoneClient {
         ZoneClient::new(zone.parse().expect("a zone"), self.server.address(), key)
     }
 
@@ -430,7 +440,7 @@ impl Server {
     }
 
     /// What `dig +short` says of a name in the zone, in order.
-    fn dig(&self, name: &str, kind: &str) -> Vec<String> {
+    pub(crate) fn dig(&self, name: &str, kind: &str) -> Vec<String> {
         let address = self.server.address();
         let output = Command::new("dig")
             .args([&format!("@{}", address.ip()), "-p", &address.port().to_string()])
@@ -518,7 +528,7 @@ pub(crate) fn zone() -> Zone {
     ZONE.parse().expect("a zone")
 }
 
-fn key(name: &str, secret: &[u8]) -> TsigKey {
+pub(crate) fn key(name: &str, secret: &[u8]) -> TsigKey {
     TsigKey::new(name, KEY_ALGORITHM, &BASE64.encode(secret)).expect("a key")
 }
 
@@ -528,7 +538,7 @@ pub(crate) fn node(number: u16) -> Identity {
     Identity::from_seed(&seed)
 }
 
-fn advert(node: &Identity, sequence: u64, addresses: &[&str]) -> SignedAdvert {
+pub(crate) fn advert(node: &Identity, sequence: u64, addresses: &[&str]) -> SignedAdvert {
     let candidates = addresses.iter().map(|addr| Candidate {
         kind: CandidateKind::ServerReflexive,
         addr: addr.parse().expect("an address"),
@@ -568,7 +578,7 @@ fn zone_lines(node: &Identity, with_pointer: bool) -> Vec<String> {
     lines
 }
 
-fn labels(key: &PublicKey) -> (String, String) {
+pub(crate) fn labels(key: &PublicKey) -> (String, String) {
     let host = key.to_base32();
     (format!("{host}===="), host)
 }
@@ -580,11 +590,11 @@ fn sequence(records: &InstanceRecords) -> u64 {
     }
 }
 
-fn keys(seen: &View) -> Vec<PublicKey> {
+pub(crate) fn keys(seen: &View) -> Vec<PublicKey> {
     seen.instances.keys().copied().collect()
 }
 
-fn sorted(keys: impl IntoIterator<Item = PublicKey>) -> Vec<PublicKey> {
+pub(crate) fn sorted(keys: impl IntoIterator<Item = PublicKey>) -> Vec<PublicKey> {
     let mut keys: Vec<PublicKey> = keys.into_iter().collect();
     keys.sort_unstable();
     keys

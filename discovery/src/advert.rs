@@ -17,13 +17,14 @@ pub(crate) mod txt;
 mod zone;
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use data_encoding::BASE64;
 use ipnet::IpNet;
 
+pub(crate) use self::candidate::endpoint_of;
 use self::{
     candidate::is_reachable,
     txt::{Fields, push_bytes, push_list, text},
@@ -94,19 +95,7 @@ impl Advert {
     /// same over all candidates where none is public; nothing where there are none
     /// (an SRV is never published without an address).
     pub fn endpoint(&self) -> Option<Endpoint> {
-        let public = |candidate: &&Candidate| match candidate.kind {
-            CandidateKind::Host => is_public(candidate.addr.ip()),
-            CandidateKind::ServerReflexive | CandidateKind::Mapped => true,
-            CandidateKind::Relayed => false,
-        };
-        let mut chosen: Vec<SocketAddr> =
-            self.candidates.iter().filter(public).map(|c| c.addr).collect();
-        if chosen.is_empty() {
-            chosen = self.candidates.iter().map(|c| c.addr).collect();
-        }
-        let port = chosen.first()?.port();
-        let addresses = chosen.iter().filter(|addr| addr.port() == port).map(|addr| addr.ip());
-        Some(Endpoint::new(port, addresses.collect()))
+        endpoint_of(&self.candidates)
     }
 
     /// Signs the advert for a zone.

@@ -21,6 +21,7 @@ macro_rules! with_both_servers {
 
 mod interfaces;
 mod mdns;
+mod sealed;
 mod serve;
 mod slices;
 mod stun;

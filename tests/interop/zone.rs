@@ -453,6 +453,11 @@ impl Server {
         lines
     }
 
+    /// The key, as `dig -y` takes it.
+    pub(crate) fn dig_key(&self) -> String {
+        format!("{KEY_ALGORITHM}:{KEY_NAME}:{}", BASE64.encode(SECRET))
+    }
+
     fn nsupdate(&self, lines: &[&str]) {
         let address = self.server.address();
         let mut script = format!(
@@ -483,7 +488,7 @@ impl Server {
 }
 
 /// Polls as long as the mesh's share of queries may hold a round back.
-async fn until_news(browser: &mut Browser) -> View {
+pub(crate) async fn until_news(browser: &mut Browser) -> View {
     let polling = async {
         loop {
             if let Some(seen) = browser.poll().await.expect("polled") {

@@ -99,6 +99,22 @@ impl Endpoint {
     }
 }
 
+/// What SRV, A and AAAA say for these candidates: see [`super::Advert::endpoint`].
+pub(crate) fn endpoint_of(candidates: &[Candidate]) -> Option<Endpoint> {
+    let public = |candidate: &&Candidate| match candidate.kind {
+        CandidateKind::Host => is_public(candidate.addr.ip()),
+        CandidateKind::ServerReflexive | CandidateKind::Mapped => true,
+        CandidateKind::Relayed => false,
+    };
+    let mut chosen: Vec<SocketAddr> = candidates.iter().filter(public).map(|c| c.addr).collect();
+    if chosen.is_empty() {
+        chosen = candidates.iter().map(|c| c.addr).collect();
+    }
+    let port = chosen.first()?.port();
+    let addresses = chosen.iter().filter(|addr| addr.port() == port).map(|addr| addr.ip());
+    Some(Endpoint::new(port, addresses.collect()))
+}
+
 /// Whether a packet may be sent to this address because an advert names it:
 /// unicast, and not this very machine.
 pub(super) fn is_reachable(ip: IpAddr) -> bool {

@@ -21,15 +21,12 @@ use super::{
     Task, ZoneClient, ZoneError,
     contents::{Contents, MAX_INSTANCES, OutOfStep, View},
     error::{Rcode, TsigFault},
-    message::{Data, Reply, query},
+    message::{Data, Record, Reply, query},
     poll::LongPoll,
     query_budget,
     transfer::{Step, Transfer},
 };
-use crate::{
-    advert::{InstanceRecords, Zone},
-    identity::PublicKey,
-};
+use crate::{advert::InstanceRecords, identity::PublicKey};
 
 /// When transfers are tried again after a refusal: a refusal is configuration,
 /// which an operator may have changed meanwhile.
@@ -161,7 +158,7 @@ async fn by_transfer(
     if let Some((since, contents)) = known {
         match client.transfer(Some(*since)).await {
             Ok(transfer) => {
-                if let Ok(serial) = apply(&client.zone, *since, contents, transfer) {
+                if let Ok(serial) = apply(client, *since, contents, transfer) {
                     *since = serial;
                     if let Err(error) = contents.check_size(client.server) {
                         *known = None;
@@ -182,7 +179,7 @@ async fn by_transfer(
     let Transfer::Whole { serial, records } = client.transfer(None).await? else {
         return Err(client.rubbish(Task::Transfer, "changes where the whole zone was asked for"));
     };
-    let contents = whole(&client.zone, records);
+    let contents = whole(client, records);
     contents.check_size(client.server)?;
     *known = Some((serial, contents));
     Ok(serial)
@@ -190,7 +187,7 @@ async fn by_transfer(
 
 /// Applies a transfer that was asked for with serial `since`.
 fn apply(
-    zone: &Zone,
+    client: &ZoneClient,
     since: u32,
     contents: &mut Contents,
     transfer: Transfer,
@@ -200,15 +197,19 @@ fn apply(
         // The zone has been made anew and counts from lower.
         Transfer::UpToDate { .. } => Err(OutOfStep),
         Transfer::Whole { serial, records } => {
-            *contents = whole(zone, records);
+            *contents = whole(client, records);
             Ok(serial)
         }
         Transfer::Changes { from, .. } if from != since => Err(OutOfStep),
         Transfer::Changes { serial, steps, .. } => {
             for step in steps {
                 match step {
-                    Step::Remove(record) => contents.remove(zone, &record)?,
-                    Step::Add(record) => contents.add(zone, record),
+                    Step::Remove(record) => {
+                        for record in client.plain(record) {
+                            contents.remove(&client.zone, &record)?;
+                        }
+                    }
+                    Step::Add(record) => add(client, contents, record),
                 }
             }
             Ok(serial)
@@ -216,12 +217,18 @@ fn apply(
     }
 }
 
-fn whole(zone: &Zone, records: Vec<super::message::Record>) -> Contents {
+fn whole(client: &ZoneClient, records: Vec<Record>) -> Contents {
     let mut contents = Contents::default();
     for record in records {
-        contents.add(zone, record);
+        add(client, &mut contents, record);
     }
     contents
+}
+
+fn add(client: &ZoneClient, contents: &mut Contents, record: Record) {
+    for record in client.plain(record) {
+        contents.add(&client.zone, record);
+    }
 }
 
 /// Whether the server does not do transfers for us, which is no fault. BIND says
@@ -244,7 +251,13 @@ fn is_refusal(error: &ZoneError) -> bool {
 /// the list is only a hint, and may lack some. Gives the number of queries, too.
 async fn by_queries(client: &ZoneClient, mut known: View) -> Result<(View, usize), ZoneError> {
     let mut nodes: BTreeSet<PublicKey> = BTreeSet::new();
-    match client.ask(Task::Query, &query(&client.zone.service(), RecordType::PTR)).await {
+    let list = query(&client.zone.service(), RecordType::PTR);
+    match client.ask(Task::Query, &list).await {
+        // A sealed zone has no such list. Its server was asked all the same, to be known
+        // for one that is away where it is.
+        Ok(_) if client.seal.is_some() => {
+            tracing::warn!("a sealed zone has to be transferred: let its server allow that");
+        }
         Ok(reply) => nodes.extend(reply.answers.iter().filter_map(|record| match &record.data {
             Data::Ptr(instance) => client.zone.instance_key(instance),
             _ => None,
@@ -258,7 +271,7 @@ async fn by_queries(client: &ZoneClient, mut known: View) -> Result<(View, usize
     nodes.extend(known.instances.keys());
     let nodes: Vec<PublicKey> = nodes.into_iter().take(MAX_INSTANCES).collect();
     let mut lookup = Lookup::default();
-    lookup.run(client, &nodes, &[(client.zone.revocations(), RecordType::TXT)]).await?;
+    lookup.run(client, &nodes, &[(client.revocations_name(), RecordType::TXT)]).await?;
     let mut view = View { claims: None, ..lookup.contents.view(&client.zone) };
     for (node, error) in lookup.failed {
         tracing::warn!("{} cannot be read: {error}", client.zone.instance(&node));
@@ -293,25 +306,29 @@ impl Lookup {
         nodes: &[PublicKey],
         others: &[(Name, RecordType)],
     ) -> Result<(), ZoneError> {
-        let questions: Vec<(Name, RecordType)> = nodes
-            .iter()
-            .map(|node| client.zone.instance(node))
-            .flat_map(|name| [(name.clone(), RecordType::SRV), (name, RecordType::TXT)])
-            .chain(others.iter().cloned())
-            .collect();
+        let of_node = |node: &PublicKey| match &client.seal {
+            None => {
+                let name = client.zone.instance(node);
+                vec![(name.clone(), RecordType::SRV), (name, RecordType::TXT)]
+            }
+            Some(seal) => vec![(seal.node(&client.zone, node), RecordType::TXT)],
+        };
+        let per_node = if client.seal.is_some() { 1 } else { 2 };
+        let questions: Vec<(Name, RecordType)> =
+            nodes.iter().flat_map(of_node).chain(others.iter().cloned()).collect();
         let Self { contents, failed, others_failed, .. } = self;
         let take = |number: usize, reply: Result<Reply, ZoneError>| match reply {
             // A good server sends the target's addresses along (RFC 2782).
             Ok(reply) => {
                 for record in reply.answers.into_iter().chain(reply.additionals) {
-                    contents.add(&client.zone, record);
+                    add(client, contents, record);
                 }
                 contents.check_size(client.server)
             }
             Err(error @ ZoneError::Tsig { .. }) => Err(error),
             Err(error) => {
-                // Of each node two things are asked, and then for the others.
-                match nodes.get(number / 2) {
+                // Of each node the same is asked, and then for the others.
+                match nodes.get(number / per_node) {
                     Some(node) => drop(failed.insert(*node, error)),
                     None => *others_failed = true,
                 }

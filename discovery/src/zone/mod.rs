@@ -13,14 +13,14 @@
 //! sends is bounded in size and in time, and every way in which it can fail is a
 //! [`ZoneError`] with a line for the operator.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use hickory_proto::{
     op::Message,
     rr::{Name, RecordType},
 };
 
-use crate::advert::Zone;
+use crate::{advert::Zone, sealed::Seal};
 
 mod browse;
 mod contents;
@@ -35,6 +35,7 @@ pub mod slice;
 mod transfer;
 mod transport;
 mod tsig;
+mod unseal;
 
 pub use browse::Browser;
 pub use contents::View;
@@ -71,12 +72,14 @@ pub struct ZoneClient {
     zone: Zone,
     server: SocketAddr,
     key: Option<TsigKey>,
+    /// Where the zone is sealed.
+    seal: Option<Arc<Seal>>,
 }
 
 impl ZoneClient {
     /// A client that signs with `key`, if there is one. Nothing is sent yet.
     pub fn new(zone: Zone, server: SocketAddr, key: Option<TsigKey>) -> Self {
-        Self { zone, server, key }
+        Self { zone, server, key, seal: None }
     }
 
     /// The zone.

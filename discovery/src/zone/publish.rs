@@ -12,7 +12,7 @@ use hickory_proto::{
     },
 };
 
-use super::{Task, ZoneClient, ZoneError};
+use super::{Task, ZoneClient, ZoneError, unseal::delete_txt};
 use crate::{
     advert::{SignedAdvert, Zone},
     identity::PublicKey,
@@ -31,7 +31,14 @@ impl ZoneClient {
     /// # Errors
     /// [`ZoneError`] when the server cannot be reached or does not take it.
     pub async fn publish(&self, advert: &SignedAdvert) -> Result<(), ZoneError> {
-        self.update(advert_records(&self.zone, advert)).await
+        let records = match &self.seal {
+            None => advert_records(&self.zone, advert),
+            Some(seal) => {
+                let owner = seal.node(&self.zone, &advert.advert().node);
+                self.replace_txt(&owner, advert.txt())
+            }
+        };
+        self.update(records).await
     }
 
     /// Adds the node to the list of instances, the PTR records. Only a hint, and an
@@ -40,6 +47,10 @@ impl ZoneClient {
     /// # Errors
     /// [`ZoneError`] when the server cannot be reached or does not take it.
     pub async fn announce(&self, node: &PublicKey) -> Result<(), ZoneError> {
+        if self.seal.is_some() {
+            // A list of the nodes is what a sealed zone must not have.
+            return Ok(());
+        }
         self.update(vec![pointer(&self.zone, node)]).await
     }
 
@@ -48,6 +59,9 @@ impl ZoneClient {
     /// # Errors
     /// [`ZoneError`] when the server cannot be reached or does not take it.
     pub async fn withdraw(&self, node: &PublicKey) -> Result<(), ZoneError> {
+        if let Some(seal) = &self.seal {
+            return self.update(vec![delete_txt(&seal.node(&self.zone, node))]).await;
+        }
         self.update(clear(&self.zone, node)).await?;
         let mut pointer = pointer(&self.zone, node);
         // Delete this one record of the set (RFC 2136 §2.5.4).

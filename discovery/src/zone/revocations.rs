@@ -1,11 +1,10 @@
 //! The network's list of revocations: one TXT record at `_revoked.<zone>`.
 
-use hickory_proto::rr::{DNSClass, RData, Record, RecordType, rdata::TXT};
+use hickory_proto::rr::RecordType;
 
 use super::{
     Task, ZoneClient, ZoneError,
     message::{Data, query},
-    publish::TTL,
 };
 use crate::membership::{NetworkId, RevocationList};
 
@@ -19,10 +18,12 @@ impl ZoneClient {
         &self,
         network: &NetworkId,
     ) -> Result<Option<RevocationList>, ZoneError> {
-        let name = self.zone.revocations();
+        let name = self.revocations_name();
         let reply = self.ask(Task::Query, &query(&name, RecordType::TXT)).await?;
-        let lists = reply.answers.iter().filter_map(|record| match &record.data {
-            Data::Txt(txt) if record.owner == name => RevocationList::from_txt(txt, network).ok(),
+        let lists = reply.answers.into_iter().filter_map(|record| match record.data {
+            Data::Txt(txt) if record.owner == name => {
+                RevocationList::from_txt(&self.open_txt(&name, txt), network).ok()
+            }
             _ => None,
         });
         Ok(lists.max_by_key(RevocationList::number))
@@ -33,11 +34,6 @@ impl ZoneClient {
     /// # Errors
     /// [`ZoneError`] when the server cannot be reached or does not take it.
     pub async fn publish_revocations(&self, list: &RevocationList) -> Result<(), ZoneError> {
-        let name = self.zone.revocations();
-        let mut clear = Record::update0(name.clone(), 0, RecordType::TXT);
-        clear.dns_class = DNSClass::ANY;
-        let txt = list.txt();
-        let txt = TXT::from_bytes(txt.iter().map(Vec::as_slice).collect());
-        self.update(vec![clear, Record::from_rdata(name, TTL, RData::TXT(txt))]).await
+        self.update(self.replace_txt(&self.revocations_name(), &list.txt())).await
     }
 }

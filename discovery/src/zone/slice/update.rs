@@ -21,9 +21,15 @@ impl ZoneClient {
     /// # Errors
     /// [`ZoneError`] when the server cannot be reached or its answer cannot be used.
     pub async fn look_at_slice(&self, slice: &IpNet) -> Result<TxtSet, ZoneError> {
-        let owner = self.zone().slice(slice);
-        let reply = self.ask(Task::Query, &query(&owner, RecordType::TXT)).await?;
-        let records = reply.answers.into_iter().filter(|record| record.owner == owner);
+        let owner = self.slice_name(slice);
+        let records = self.stands_at(&owner).await?.into_iter();
+        Ok(records.map(|strings| self.open_txt(&owner, strings)).collect())
+    }
+
+    /// The TXT records of a name as they stand.
+    async fn stands_at(&self, owner: &Name) -> Result<TxtSet, ZoneError> {
+        let reply = self.ask(Task::Query, &query(owner, RecordType::TXT)).await?;
+        let records = reply.answers.into_iter().filter(|record| record.owner == *owner);
         let records = records.filter_map(|record| match record.data {
             Data::Txt(strings) => Some(strings),
             _ => None,
@@ -41,14 +47,30 @@ impl ZoneClient {
         claim: &SignedClaim,
         replaces: &TxtSet,
     ) -> Result<Claimed, ZoneError> {
-        let owner = self.zone().slice(&claim.claim().slice);
+        let owner = self.slice_name(&claim.claim().slice);
+        let sealed;
+        let mut stands = replaces;
+        if self.seal.is_some() && !replaces.is_empty() {
+            // The prerequisite is about what stands there, which nobody can seal again.
+            sealed = self.stands_at(&owner).await?;
+            let opened = sealed.iter().map(|strings| self.open_txt(&owner, strings.clone()));
+            // Servers give the records of a name in any order.
+            let (mut opened, mut seen): (TxtSet, TxtSet) = (opened.collect(), replaces.clone());
+            opened.sort_unstable();
+            seen.sort_unstable();
+            if opened != seen {
+                return Ok(Claimed::Raced);
+            }
+            stands = &sealed;
+        }
         let mut message = Message::new(rand::random(), MessageType::Query, OpCode::Update);
         message.add_query(Query::query(self.zone().name().clone(), RecordType::SOA));
-        message.add_answers(prerequisites(&owner, replaces));
+        message.add_answers(prerequisites(&owner, stands));
         if !replaces.is_empty() {
             message.add_authority(of_set(&owner, DNSClass::ANY));
         }
-        message.add_authority(txt(&owner, TTL, claim.txt()));
+        let new = RData::TXT(self.txt_data(&owner, claim.txt()));
+        message.add_authority(Record::from_rdata(owner, TTL, new));
         match self.ask(Task::Update, &message).await {
             Ok(_) => Ok(Claimed::Done),
             Err(ZoneError::Refused { rcode: Rcode::YXRRSET | Rcode::NXRRSET, .. }) => {

@@ -8,6 +8,9 @@
 //! they stood, and the reader verifies them. A goodbye is not handed out either: anybody
 //! can send one, and an advert ends by its own lease.
 //!
+//! In a sealed network the strings are enciphered and the names blinded, as in the zone; that
+//! here is a node, with these addresses of its own, everybody on the LAN sees all the same.
+//!
 //! Interfaces are chosen by name; on all others nothing is sent and nothing is heard.
 //! Everybody on the LAN can make the responder remember records. Their number is looked
 //! at every few seconds, and when it is out of all proportion, everything is dropped and
@@ -27,8 +30,12 @@ use tokio::time::{self, Instant, Interval, MissedTickBehavior};
 use tracing::{debug, warn};
 
 use crate::{
-    advert::{MAX_TXT_LEN, SERVICE_LABELS, SignedAdvert},
+    advert::{
+        MAX_TXT_LEN, SERVICE_LABELS, SignedAdvert,
+        txt::{Fields, push_bytes, text},
+    },
     interfaces::MAX_MDNS_INTERFACES,
+    sealed::Seal,
 };
 
 /// How often the number of remembered records is looked at.
@@ -52,9 +59,18 @@ const GOODBYE: Duration = Duration::from_secs(1);
 const RECORD_COUNTERS: [&str; 5] =
     ["cached-ptr", "cached-srv", "cached-txt", "cached-addr", "cached-nsec"];
 
+/// The key of the TXT string that holds a sealed advert (RFC 6763 §6.5), with `seal1` and
+/// so on behind it.
+const SEAL_KEY: &str = "seal";
+
+/// The most bytes of the strings that are looked at: a sealed advert is filled up, and has
+/// a nonce and a tag.
+const MAX_LEN: usize = MAX_TXT_LEN + 200;
+
 /// A node's voice and ear on the LAN.
 pub struct Mdns {
     state: State,
+    seal: Option<Arc<Seal>>,
     interfaces: Interfaces,
     published: Option<Publication>,
     check: Interval,
@@ -103,7 +119,15 @@ impl Mdns {
         let responder = Responder::start(&interfaces)?;
         let mut check = time::interval(CHECK);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Ok(Self { state: State::Speaking(responder), interfaces, published: None, check })
+        let state = State::Speaking(responder);
+        Ok(Self { state, seal: None, interfaces, published: None, check })
+    }
+
+    /// The same for a sealed network: adverts are sealed from the next on, and of those
+    /// that are heard the seal's alone count.
+    #[must_use]
+    pub fn sealed(self, seal: Option<Arc<Seal>>) -> Self {
+        Self { seal, ..self }
     }
 
     /// Says which interfaces to use from now on, and has their addresses looked at
@@ -126,11 +150,19 @@ impl Mdns {
     /// [`MdnsError`] when the responder does not take it.
     pub fn publish(&mut self, advert: &SignedAdvert, port: u16) -> Result<(), MdnsError> {
         let node = advert.advert().node;
-        let label = node.to_base32();
+        let sealed;
+        let (label, instance, txt) = match &self.seal {
+            None => (node.to_base32(), format!("{}====", node.to_base32()), advert.txt()),
+            Some(seal) => {
+                let mut txt = vec![text("txtvers", 1)];
+                push_bytes(&mut txt, SEAL_KEY, &seal.seal_for_lan(advert.txt()));
+                sealed = txt;
+                (seal.node_label(&node), seal.node_label(&node), &sealed[..])
+            }
+        };
         let properties: Vec<TxtProperty> =
-            advert.txt().iter().filter_map(|string| to_property(string)).collect();
+            txt.iter().filter_map(|string| to_property(string)).collect();
         let host = format!("{label}.local.");
-        let instance = format!("{label}====");
         let mut service =
             ServiceInfo::new(&service_type(), &instance, &host, (), port, properties)?
                 .enable_addr_auto();
@@ -205,12 +237,19 @@ impl Mdns {
     }
 
     fn read(&self, service: &ResolvedService) -> Option<Vec<Vec<u8>>> {
-        let txt: Vec<Vec<u8>> = service.txt_properties.iter().map(from_property).collect();
-        let length: usize = txt.iter().map(|string| string.len() + 1).sum();
+        let mut txt: Vec<Vec<u8>> = service.txt_properties.iter().map(from_property).collect();
+        let length = |txt: &[Vec<u8>]| txt.iter().map(|string| string.len() + 1).sum::<usize>();
+        if length(&txt) > MAX_LEN {
+            return None;
+        }
+        if let Some(seal) = &self.seal {
+            let sealed = Fields::read(&txt).ok()?.bytes(SEAL_KEY)?;
+            txt = seal.open_from_lan(&sealed)?;
+        }
         // Anybody may use the service type for something else.
         let signed = txt.last().is_some_and(|string| string.starts_with(b"sig="));
         let own = self.published.as_ref().is_some_and(|ours| txt.contains(&ours.key));
-        (signed && !own && length <= MAX_TXT_LEN).then_some(txt)
+        (signed && !own && length(&txt) <= MAX_TXT_LEN).then_some(txt)
     }
 
     fn rest(&mut self, span: Duration) {

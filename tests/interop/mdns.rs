@@ -5,6 +5,7 @@ use std::{
     fs,
     net::{Ipv4Addr, UdpSocket},
     path::Path,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -20,6 +21,8 @@ use zonemesh_discovery::{
     advert::{Advert, Candidate, SignedAdvert, Zone},
     identity::Identity,
     mdns::{Mdns, MdnsEvent},
+    membership::Secret,
+    sealed::Seal,
 };
 
 /// Discovery takes about a second; a busy machine may take longer.
@@ -39,6 +42,45 @@ fn two_nodes_on_a_lan_find_each_other_and_what_changes() {
             assert_eq!(found(&mut two, &advert(1, 1)).await, advert(1, 1));
             one.publish(&advert(1, 2), PORT).expect("it is published again");
             assert_eq!(found(&mut two, &advert(1, 2)).await, advert(1, 2));
+        });
+    });
+}
+
+#[test]
+fn the_nodes_of_a_sealed_network_find_each_other_and_others_hear_nothing() {
+    let name = "mdns::the_nodes_of_a_sealed_network_find_each_other_and_others_hear_nothing";
+    isolated(name, || {
+        let lan = Lan::new();
+        let seal = |secret| Some(Arc::new(Seal::new(&Secret::new(vec![secret; 32]))));
+        let mut one = lan.node(&lan.left).sealed(seal(1));
+        let mut two = lan.node(&lan.right).sealed(seal(1));
+        let mut others = [lan.node(&lan.right), lan.node(&lan.right).sealed(seal(2))];
+        lan.runtime.block_on(async {
+            one.publish(&certified(1, 1), PORT).expect("it is published");
+            two.publish(&certified(2, 7), PORT).expect("it is published");
+            assert_eq!(found(&mut one, &certified(2, 7)).await, certified(2, 7));
+            assert_eq!(found(&mut two, &certified(1, 1)).await, certified(1, 1));
+            let [open, stranger] = &mut others;
+            one.publish(&certified(1, 2), PORT).expect("it is published again");
+            assert_eq!(found(&mut two, &certified(1, 2)).await, certified(1, 2));
+            for other in [open, stranger] {
+                let heard = time::timeout(Duration::from_millis(500), other.next()).await;
+                assert!(heard.is_err(), "{heard:?}");
+            }
+        });
+    });
+}
+
+#[test]
+fn a_certificate_of_any_bytes_survives_the_lan() {
+    isolated("mdns::a_certificate_of_any_bytes_survives_the_lan", || {
+        let lan = Lan::new();
+        let (mut one, mut two) = (lan.node(&lan.left), lan.node(&lan.right));
+        lan.runtime.block_on(async {
+            one.publish(&certified(1, 1), PORT).expect("it is published");
+            two.publish(&certified(2, 7), PORT).expect("it is published");
+            assert_eq!(found(&mut one, &certified(2, 7)).await, certified(2, 7));
+            assert_eq!(found(&mut two, &certified(1, 1)).await, certified(1, 1));
         });
     });
 }
@@ -282,8 +324,17 @@ fn zone() -> Zone {
 
 /// A node's advert, large enough to need a TXT string of two parts.
 fn advert(seed: u8, sequence: u64) -> SignedAdvert {
+    advert_with(seed, sequence, None)
+}
+
+/// The same with a certificate in which every byte occurs.
+fn certified(seed: u8, sequence: u64) -> SignedAdvert {
+    advert_with(seed, sequence, Some((0..=255).collect()))
+}
+
+fn advert_with(seed: u8, sequence: u64, certificate: Option<Vec<u8>>) -> SignedAdvert {
     let identity = Identity::from_seed(&[seed; 32]);
-    let candidates: Vec<Candidate> = (0..8u16)
+    let candidates: Vec<Candidate> = (0..if certificate.is_some() { 3u16 } else { 8 })
         .map(|n| format!("h:[2001:db8:{seed}:{n}:1111:2222:3333:4444]:51820"))
         .map(|text| text.parse().expect("a candidate"))
         .collect();
@@ -293,7 +344,7 @@ fn advert(seed: u8, sequence: u64) -> SignedAdvert {
         addresses: vec![format!("10.42.{seed}.1").parse().expect("an address")],
         routes: vec![format!("10.42.{seed}.0/24").parse().expect("a route")],
         candidates,
-        certificate: None,
+        certificate,
         sequence,
         expires: SystemTime::UNIX_EPOCH + Duration::from_secs(hour_from_now()),
     };

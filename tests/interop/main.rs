@@ -19,6 +19,7 @@ macro_rules! with_both_servers {
     };
 }
 
+mod embedded_zone;
 mod interfaces;
 mod mdns;
 mod sealed;

@@ -24,6 +24,7 @@ use crate::{
     config::{Config, ConfigError, DEFAULT_FILE, SOCKET_DIR},
     control::{Client, Reply, Request},
     lab, netcheck,
+    network::{DEFAULT_DIR, NETWORK_FILE},
     network::{FolderError, InviteError},
     node, serve,
     status::{PathKind, PathStatus, Status, printable},
@@ -58,11 +59,15 @@ enum Command {
         #[arg(short, long, value_name = "FILE", default_value = DEFAULT_FILE)]
         config: PathBuf,
     },
-    /// Runs a rendezvous in the foreground, until SIGINT or SIGTERM: STUN and TURN
+    /// Runs a rendezvous in the foreground, until SIGINT or SIGTERM: zone, STUN and TURN
     Serve {
-        /// The configuration
-        #[arg(short, long, value_name = "FILE", default_value = DEFAULT_FILE)]
-        config: PathBuf,
+        /// The configuration [default: /etc/zonemesh/zonemesh.toml, and where that is not
+        /// there, what goes without saying for the network in /etc/zonemesh/network.toml]
+        #[arg(short, long, value_name = "FILE", conflicts_with = "network")]
+        config: Option<PathBuf>,
+        /// Goes without a configuration: serves this network (its network.toml)
+        #[arg(long, value_name = "FILE")]
+        network: Option<PathBuf>,
     },
     /// Tells of this node, its NAT, its peers and their paths
     Status {
@@ -151,8 +156,8 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             log(arguments.log);
             node::run(config).map(|()| ExitCode::SUCCESS)
         }
-        Command::Serve { config } => {
-            let config = Config::load(&config)?;
+        Command::Serve { config, network } => {
+            let config = serve_config(config, network)?;
             config.need_serve()?;
             log(arguments.log);
             serve::run(&config).map(|()| ExitCode::SUCCESS)
@@ -190,6 +195,18 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             network::run(command)
         }
         Command::Lab => lab::demo::run(),
+    }
+}
+
+/// The configuration of a rendezvous, which needs none.
+fn serve_config(config: Option<PathBuf>, network: Option<PathBuf>) -> Result<Config, ConfigError> {
+    let usual = Path::new(DEFAULT_FILE);
+    let made = Path::new(DEFAULT_DIR).join(NETWORK_FILE);
+    match (config, network) {
+        (_, Some(network)) => Config::of_network(&network),
+        (Some(config), None) => Config::load(&config),
+        (None, None) if !usual.exists() && made.exists() => Config::of_network(&made),
+        (None, None) => Config::load(usual),
     }
 }
 

@@ -232,6 +232,15 @@ impl Config {
         Self::parse(file, text)
     }
 
+    /// The configuration of a rendezvous of which nothing is said but its network.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when the network's file cannot be read.
+    pub fn of_network(file: &Path) -> Result<Self, ConfigError> {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        Self::parse(file, &format!("[serve.zone]\nnetwork = {}\n", toml::Value::from(&*name)))
+    }
+
     /// Checks a configuration's text; relative paths are relative to `file`.
     ///
     /// # Errors

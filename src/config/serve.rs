@@ -111,6 +111,7 @@ pub(super) fn serve(
         .map(|item| serve_zone::zone(item.section()?, &around, warnings))
         .transpose()?;
     section.finish()?;
+    let secret = secret.or_else(|| zone.as_ref().and_then(ServeZoneConfig::relay_secret));
     if turn && secret.is_none() {
         let expected = "the file with the secret that time-limited credentials are made from \
                         (coturn's use-auth-secret), or turn = false";

@@ -17,11 +17,12 @@ use zonemesh_discovery::{
 };
 
 use super::{
-    TsigConfig,
+    Secret, TsigConfig,
     document::{Item, Result, Section},
     read::{Warnings, path, server, tsig_key, unique},
     serve::{addresses, listen},
 };
+use crate::network::{NETWORK_FILE, NetworkFile};
 
 /// RFC 1035 §4.2, RFC 7858 §3.1.
 const PORT: u16 = 53;
@@ -35,12 +36,14 @@ const MAX_SECONDARIES: usize = 8;
 pub struct ServeZoneConfig {
     /// The zone's name.
     pub name: Zone,
+    /// The network whose zone it is; `None` where only who has a key may write.
+    pub network: Option<NetworkFile>,
     /// Where it is served, by UDP and TCP.
     pub listen: Vec<SocketAddr>,
     /// Where it is served under TLS.
     pub tls_listen: Vec<SocketAddr>,
-    /// The addresses that the zone says this host has; where empty, those that are listened
-    /// on.
+    /// The addresses that the zone says this host has; where empty, they follow from those
+    /// that are listened on.
     pub addresses: Vec<IpAddr>,
     /// Keeps the journal.
     pub data_dir: PathBuf,
@@ -72,9 +75,7 @@ pub(super) fn zone(
     around: &Around<'_>,
     warnings: &mut Warnings<'_>,
 ) -> Result<ServeZoneConfig> {
-    let expected = "the name of the zone that is served, such as \"mesh.example\"";
-    let item = section.need("name", expected)?;
-    let name: Zone = item.parse(expected)?;
+    let (name, network) = whose(&mut section, around.base)?;
     let there = |port| {
         let mut there: Vec<SocketAddr> = Vec::new();
         for addr in around.listen {
@@ -103,10 +104,14 @@ pub(super) fn zone(
         }
         None => vec![],
     };
-    let keys = match section.take("keys") {
-        Some(item) => keys(item, &name, warnings)?,
-        None => vec![],
-    };
+    let mut known = Vec::new();
+    if let Some(key) = network.as_ref().and_then(|network| network.access.tsig.as_ref()) {
+        let key = key.key().map_err(|error| section.wrong("network", &error.to_string()))?;
+        known.push((key, KeyRights { transfer: true, update: UpdateRight::Proven }));
+    }
+    if let Some(item) = section.take("keys") {
+        keys(item, &name, &mut known, warnings)?;
+    }
     let closed = match section.take("transfer") {
         Some(item) => closed(&item)?,
         None => false,
@@ -115,18 +120,55 @@ pub(super) fn zone(
     section.finish()?;
     Ok(ServeZoneConfig {
         name,
+        network,
         listen,
         tls_listen,
         addresses,
         data_dir,
         secondaries,
-        keys,
+        keys: known,
         closed,
         limits,
         rates,
         connections,
         connections_per_source,
     })
+}
+
+/// The zone, and the network that it belongs to: that of the file, unless there is nothing
+/// but a name.
+fn whose(section: &mut Section<'_>, base: &Path) -> Result<(Zone, Option<NetworkFile>)> {
+    let expected = "the name of the zone that is served, such as \"mesh.example\"";
+    let file = section.take("network");
+    let name = section.take("name");
+    let file = match (file, &name) {
+        (Some(item), _) => path(&item, base)?,
+        (None, None) => base.join(NETWORK_FILE),
+        (None, Some(item)) => return Ok((item.parse(expected)?, None)),
+    };
+    let network = NetworkFile::load(&file)?;
+    match name {
+        Some(item) if item.parse::<Zone>(expected)? != network.zone => Err(item.error(format!(
+            "is not the network's zone, {}; expected that, or no name",
+            network.zone
+        ))),
+        _ => Ok((network.zone.clone(), Some(network))),
+    }
+}
+
+impl ServeZoneConfig {
+    /// The secret that the network's members and relays share.
+    pub(super) fn relay_secret(&self) -> Option<Secret<String>> {
+        let secret = self.network.as_ref()?.access.relay_secret.as_ref()?;
+        // The file is text.
+        Some(Secret::new(String::from_utf8_lossy(secret.expose()).into_owned()))
+    }
+
+    /// The addresses that members know the zone's servers by.
+    pub fn servers(&self) -> impl Iterator<Item = IpAddr> {
+        let servers = self.network.iter().flat_map(|network| &network.access.servers);
+        servers.map(SocketAddr::ip)
+    }
 }
 
 fn closed(item: &Item<'_>) -> Result<bool> {
@@ -141,9 +183,9 @@ fn closed(item: &Item<'_>) -> Result<bool> {
 fn keys(
     list: Item<'_>,
     zone: &Zone,
+    keys: &mut Vec<(TsigKey, KeyRights)>,
     warnings: &mut Warnings<'_>,
-) -> Result<Vec<(TsigKey, KeyRights)>> {
-    let mut keys: Vec<(TsigKey, KeyRights)> = Vec::new();
+) -> Result<()> {
     for item in list.list("a list of keys")? {
         let mut section = item.section()?;
         let TsigConfig { name, algorithm, secret } = tsig_key(&mut section, warnings)?;
@@ -160,7 +202,7 @@ fn keys(
         }
         keys.push((key, KeyRights { transfer, update }));
     }
-    Ok(keys)
+    Ok(())
 }
 
 fn update_right(item: &Item<'_>, zone: &Zone, key: &TsigKey) -> Result<UpdateRight> {
@@ -186,6 +228,7 @@ fn limits(mut section: Section<'_>) -> Result<(Limits, Rates, usize, usize)> {
         None => Ok(default),
     };
     let nodes = count("nodes", usual.nodes, 65_536)?;
+    let pointers = count("pointers", usual.pointers, 800)?;
     let bytes = count("bytes", usual.bytes, 1 << 30)?;
     // Each rate comes with a rest's worth in the same measure as its default.
     let mut rate = |key, usual: Rate| -> Result<Rate> {
@@ -199,6 +242,6 @@ fn limits(mut section: Section<'_>) -> Result<(Limits, Rates, usize, usize)> {
     let connections = count("connections", 4096, 65_536)?;
     let connections_per_source = count("connections_per_source", 1024, 65_536)?;
     section.finish()?;
-    let limits = Limits { nodes, claims: nodes, bytes, ..usual };
+    let limits = Limits { nodes, claims: nodes, bytes, pointers, ..usual };
     Ok((limits, Rates { answers, updates, transfers }, connections, connections_per_source))
 }

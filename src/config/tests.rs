@@ -20,6 +20,13 @@ hkjOPQQDAgNIADBFAiEA/xaXGxu7s5c2I2IWv3xYDN+8ZzDueMq+XzkjTo2BImsC
 IHVdemvK+o8WgZCvJhX4ZGDzatUFOslD8M/Fs9491fG5
 -----END CERTIFICATE-----";
 
+const NETWORK: &str = "\
+zone = \"mesh.example\"
+key = \"0EpsHxsF1qtzG2Q4aBFJXIWnuFmMsbMuuyz3wf3ALgM=\"
+servers = [\"198.51.100.10:53\"]
+relay_secret = \"a secret of relays and members\"
+tsig = { name = \"mesh-key\", secret = \"c2VjcmV0IGZvciB0aGUgdGVzdHMgb25seSE=\" }";
+
 /// A folder with the secrets and other files that the example names.
 fn folder() -> TempDir {
     let folder = TempDir::new().expect("a temporary folder");
@@ -30,6 +37,8 @@ fn folder() -> TempDir {
         ("peer.psk", KEY),
         ("relay.pem", "a certificate"),
         ("relay.key", "its key"),
+        ("ns2.key", "c2VjcmV0IG9mIGEgc2Vjb25kYXJ5"),
+        ("network.toml", NETWORK),
     ] {
         let file = folder.path().join(name);
         fs::write(&file, format!("{secret}\n")).expect("the secret is written");
@@ -85,9 +94,32 @@ fn the_example_is_a_valid_configuration_and_its_comments_tell_the_defaults() {
         relay_addresses: serve.relay_addresses.clone(),
         external_addresses: serve.external_addresses.clone(),
         allow_peers: serve.allow_peers.clone(),
+        zone: serve.zone.clone(),
         ..plain
     };
     assert_eq!(serve, named, "the other values are the defaults");
+    let zone = serve.zone.expect("a [serve.zone] section");
+    assert_eq!(zone.tls_listen, ["198.51.100.10:853".parse().expect("an address")]);
+    assert_eq!(zone.secondaries, ["198.51.100.11:53".parse().expect("an address")]);
+    let names: Vec<String> = zone.keys.iter().map(|(key, _)| key.name().to_ascii()).collect();
+    assert_eq!(names, ["mesh-key.", "ns2-key."]);
+    let plain = parse_in(&folder, "[serve.zone]").expect("the network's file is there");
+    let plain = plain.serve.expect("a [serve] section");
+    assert_eq!(
+        plain.secret.as_ref().map(|secret| secret.expose().as_str()),
+        Some("a secret of relays and members")
+    );
+    let plain = plain.zone.expect("a [serve.zone] section");
+    assert_eq!(plain.listen[0], "0.0.0.0:53".parse().expect("an address"));
+    let named = ServeZoneConfig {
+        listen: zone.listen.clone(),
+        tls_listen: zone.tls_listen.clone(),
+        addresses: zone.addresses.clone(),
+        secondaries: zone.secondaries.clone(),
+        keys: zone.keys.clone(),
+        ..plain
+    };
+    assert_eq!(zone, named, "the other values are the defaults");
     let [peer] = &full.peers[..] else { panic!("one peer: {:?}", full.peers) };
     assert_eq!(peer.public_key.to_string(), KEY);
     assert_eq!(peer.endpoint, Some("198.51.100.7:51820".parse().expect("an address")));
@@ -314,5 +346,44 @@ proptest! {
     #[test]
     fn no_text_makes_it_panic(text in any::<String>()) {
         let _ = Config::parse(Path::new("zonemesh.toml"), &text);
+    }
+}
+
+#[test]
+fn a_zone_is_served_for_a_network_or_by_name() {
+    let folder = folder();
+    let zone = |text: &str| {
+        let text = format!("[serve]\nturn = false\n[serve.zone]\n{text}");
+        parse_in(&folder, &text).map(|config| config.serve.and_then(|serve| serve.zone))
+    };
+    let named = zone("name = \"other.example\"").expect("a zone").expect("a section");
+    assert_eq!(named.name.to_string(), "other.example.");
+    assert_eq!((named.servers().count(), named.network), (0, None));
+    let of_network = zone("").expect("a zone").expect("a section");
+    assert_eq!(of_network.name.to_string(), "mesh.example.");
+    assert_eq!(
+        of_network.servers().collect::<Vec<_>>(),
+        [std::net::IpAddr::from([198, 51, 100, 10])]
+    );
+    for (text, key, expected) in [
+        ("network = \"network.toml\"\nname = \"x.example\"", "zone.name", "mesh.example."),
+        ("network = \"none.toml\"", "", "none.toml"),
+        ("transfer = \"all\"", "zone.transfer", "\"any\" or \"keys\""),
+        ("tls_listen = [\"192.0.2.1\"]", "zone.tls_listen", "tls_cert_file"),
+        (
+            "keys = [{ name = \"ns2\", secret_file = \"ns2.key\", update = \"own\" }]",
+            "zone.keys[0].update",
+            "52 characters",
+        ),
+        (
+            "keys = [{ name = \"mesh-key\", secret_file = \"ns2.key\" }]",
+            "zone.keys[0].name",
+            "another name",
+        ),
+        ("limits = { answers_per_network = 0 }", "limits.answers_per_network", "from 1"),
+    ] {
+        let error = zone(text).expect_err(text);
+        assert!(error.key.ends_with(key), "{error}");
+        assert!(error.to_string().contains(expected), "{error}");
     }
 }

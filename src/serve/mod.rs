@@ -41,6 +41,7 @@ use zonemesh_discovery::{
     interfaces::{InterfaceAddress, InterfaceMonitor},
     zone::serve::{Service, ServiceKind, ZoneConfig},
 };
+use zonemesh_punch::turn::server::is_public;
 
 use self::{
     addresses::Addresses,
@@ -198,9 +199,7 @@ fn start_zone(
     interfaces: &[InterfaceAddress],
 ) -> anyhow::Result<zone::Serving> {
     let tls = config.tls.as_ref().map(tls::config).transpose()?;
-    let seen_as = || addresses.relay.iter().map(|address| address.external);
-    let named =
-        if zone.addresses.is_empty() { seen_as().collect() } else { zone.addresses.clone() };
+    let named = named(zone, addresses);
     if named.is_empty() {
         warn!(
             "the zone names no address of this host: serve.listen names none; set \
@@ -210,13 +209,35 @@ fn start_zone(
     let own: Vec<IpAddr> = interfaces.iter().map(|interface| interface.addr).collect();
     let records = ZoneConfig {
         zone: zone.name.clone(),
-        network: None,
+        network: zone.network.as_ref().map(|network| network.key),
         addresses: named,
         secondaries: zone.secondaries.iter().map(SocketAddr::ip).collect(),
         services: services(config),
         limits: zone.limits,
     };
     zone::start(zone, records, tls.as_ref(), &own)
+}
+
+/// Which addresses of this host the zone tells: those that clients reach it at.
+fn named(zone: &ServeZoneConfig, addresses: &Addresses) -> Vec<IpAddr> {
+    /// Several of one family help nobody, and make every answer longer.
+    const MOST: usize = 4;
+    if !zone.addresses.is_empty() {
+        return zone.addresses.clone();
+    }
+    let seen_as: Vec<IpAddr> = addresses.relay.iter().map(|address| address.external).collect();
+    let is_known = |ip: &&IpAddr| zone.servers().any(|server| server == **ip);
+    let is_good = |ip: &&IpAddr| is_public(**ip) || is_known(ip);
+    let mut named: Vec<IpAddr> = seen_as.iter().filter(is_good).copied().collect();
+    if named.is_empty() {
+        // Behind a one-to-one NAT that nothing else tells of; or a mesh of a LAN.
+        named.extend(zone.servers().next());
+    }
+    if named.is_empty() {
+        named = seen_as;
+    }
+    named.truncate(MOST);
+    named
 }
 
 /// What else this host serves, as the zone tells it.
@@ -263,7 +284,7 @@ fn tell(config: &ServeConfig, addresses: &Addresses) {
     }
     for address in &addresses.relay {
         let external = address.external;
-        if !zonemesh_punch::turn::server::is_public(external) {
+        if !is_public(external) {
             warn!(
                 "{external} is not public, so peers reach its relayed addresses only from \
                  near; behind a one-to-one NAT set serve.external_address"

@@ -109,7 +109,7 @@ zone:
         };
         let log = self.daemon.log();
         let finished = |line: &&str| line.contains(words) && line.contains("messages");
-        log.lines().filter(finished).next_back().unwrap_or_default().to_owned()
+        log.lines().rfind(finished).unwrap_or_default().to_owned()
     }
 
     /// How long it takes until it has what the primary has.

@@ -78,7 +78,8 @@ pub struct Limits {
     /// Bytes of all records.
     pub bytes: usize,
     /// Nodes in the list of instances, one PTR record each: 800 still fit a message of
-    /// 64 KiB. The others are found by transfer.
+    /// 64 KiB, but BIND as a secondary takes no zone with more than 100 as it comes. The
+    /// others are found by transfer.
     pub pointers: usize,
     /// Changes kept for IXFR (RFC 1995 §5).
     pub diffs: usize,
@@ -93,7 +94,7 @@ impl Default for Limits {
             nodes: 4096,
             claims: 4096,
             bytes: 12 << 20,
-            pointers: 800,
+            pointers: 100,
             diffs: 16_384,
             diff_bytes: 8 << 20,
         }

@@ -21,6 +21,7 @@ macro_rules! with_both_servers {
 
 mod embedded_zone;
 mod interfaces;
+mod journal;
 mod mdns;
 mod sealed;
 mod serve;

@@ -1,8 +1,9 @@
 //! The command line: arguments in, exit status out.
 //!
 //! 0: done. 1: failed. 2: wrong use, or a bad configuration. What went wrong is told
-//! in one line on standard error. No argument ever carries a secret: others can read
-//! the arguments of a process.
+//! in one line on standard error. No argument has to carry a secret, for others can read the
+//! arguments of a process: a token may come as an argument, and better by a file, standard
+//! input or the environment.
 
 mod network;
 
@@ -23,10 +24,11 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     config::{Config, ConfigError, DEFAULT_FILE, SOCKET_DIR},
     control::{Client, Reply, Request},
+    join::{self, JoinError},
     lab, netcheck,
     network::{DEFAULT_DIR, NETWORK_FILE},
     network::{FolderError, InviteError},
-    node, serve,
+    node, serve, state,
     status::{PathKind, PathStatus, Status, printable},
 };
 
@@ -55,9 +57,15 @@ struct Arguments {
 enum Command {
     /// Runs a node in the foreground, until SIGINT or SIGTERM
     Up {
-        /// The configuration
-        #[arg(short, long, value_name = "FILE", default_value = DEFAULT_FILE)]
-        config: PathBuf,
+        /// The configuration; a member of a network needs none [default:
+        /// /etc/zonemesh/zonemesh.toml]
+        #[arg(short, long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Joins the network of this token, of the one in this file, or of the one on standard
+        /// input (-). Others see arguments: prefer a file, or the environment's ZONEMESH_TOKEN.
+        /// Once the node has joined, it needs no token
+        #[arg(long, value_name = "TOKEN|FILE|-")]
+        join: Option<String>,
     },
     /// Runs a rendezvous in the foreground, until SIGINT or SIGTERM: zone, STUN and TURN
     Serve {
@@ -115,9 +123,9 @@ enum Command {
     /// Tells how the NAT behaves, whether the router maps ports, and which STUN servers and
     /// relays answer
     Netcheck {
-        /// The configuration
-        #[arg(short, long, value_name = "FILE", default_value = DEFAULT_FILE)]
-        config: PathBuf,
+        /// The configuration [default: /etc/zonemesh/zonemesh.toml, where there is one]
+        #[arg(short, long, value_name = "FILE")]
+        config: Option<PathBuf>,
         /// As JSON, for machines
         #[arg(long)]
         json: bool,
@@ -150,11 +158,16 @@ pub fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
-        Command::Up { config } => {
-            let config = Config::load(&config)?;
-            config.check_node()?;
+        Command::Up { config, join } => {
+            let mut config = load(config.as_deref())?;
+            // What is wrong with it is told when the folder has been opened.
+            let is_member = !matches!(state::membership(&config.node.state_dir), Ok(None));
+            let given = join::given(join.as_deref(), &mut config, is_member)?;
+            if given.is_none() && !is_member {
+                config.check_node()?;
+            }
             log(arguments.log);
-            node::run(config).map(|()| ExitCode::SUCCESS)
+            node::run(config, given).map(|()| ExitCode::SUCCESS)
         }
         Command::Serve { config, network } => {
             let config = serve_config(config, network)?;
@@ -178,7 +191,10 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             say(&explain(&socket, peer, json)?).map(|()| ExitCode::SUCCESS)
         }
         Command::Netcheck { config, json, lifetime } => {
-            let config = Config::load(&config)?;
+            let mut config = load(config.as_deref())?;
+            if let Some(membership) = state::membership(&config.node.state_dir)? {
+                join::fill_access(&mut config, &membership)?;
+            }
             log(arguments.log);
             let report = netcheck::run(&config, lifetime)?;
             say(&if json { json_line(&report)? } else { report.to_string() })?;
@@ -210,6 +226,14 @@ fn serve_config(config: Option<PathBuf>, network: Option<PathBuf>) -> Result<Con
     }
 }
 
+/// The configuration that is named, or the default one, which may be missing.
+fn load(config: Option<&Path>) -> Result<Config, ConfigError> {
+    match config {
+        Some(file) => Config::load(file),
+        None => Config::load_if_present(Path::new(DEFAULT_FILE)),
+    }
+}
+
 /// Tells the error and everything behind it, and gives the exit status.
 fn failure(error: &anyhow::Error) -> ExitCode {
     // A reader that has seen enough, such as `head`, is no failure.
@@ -226,6 +250,7 @@ fn failure(error: &anyhow::Error) -> ExitCode {
     }
     eprintln!("zonemesh: {text}");
     let is_misuse = error.is::<ConfigError>()
+        || error.is::<JoinError>()
         || matches!(error.downcast_ref(), Some(FolderError::File(_)))
         || matches!(error.downcast_ref(), Some(InviteError::Limits(_) | InviteError::Route(_)));
     if is_misuse { ExitCode::from(MISUSE) } else { ExitCode::FAILURE }

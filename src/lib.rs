@@ -12,6 +12,7 @@ pub mod control;
 pub mod dataplane;
 pub mod demux;
 pub mod explain;
+pub mod join;
 pub mod lab;
 pub mod measure;
 pub mod mesh;

@@ -28,6 +28,8 @@ pub struct Claims {
     pub fixed: Vec<(PublicKey, IpNet)>,
     /// What nodes advertise.
     pub advertised: Vec<(PublicKey, IpNet)>,
+    /// What nodes advertise beyond their certificates.
+    pub uncertified: Vec<(PublicKey, IpNet)>,
     /// The networks of the overlay interface's own addresses: what the administrator
     /// says the overlay is.
     pub overlay: Vec<IpNet>,
@@ -73,6 +75,8 @@ pub enum RefusalReason {
     Underlay(IpAddr),
     /// It is shorter than [`MIN_PREFIX_LEN`].
     TooWide,
+    /// The claimant's certificate does not allow it.
+    Uncertified,
 }
 
 impl Claims {
@@ -108,6 +112,10 @@ impl Claims {
                     owners.insert(route, claimant);
                 }
             }
+        }
+        for (claimant, route) in &self.uncertified {
+            let reason = RefusalReason::Uncertified;
+            resolved.refused.insert(Refusal { route: *route, claimant: *claimant, reason });
         }
         // To be told: a route of our own that the others give to somebody else.
         for (claimant, route) in &self.advertised {
@@ -162,6 +170,7 @@ impl fmt::Display for Refusal {
                 write!(f, "it holds {addr}, which the tunnel itself has to reach")
             }
             RefusalReason::TooWide => write!(f, "shorter prefixes than /{MIN_PREFIX_LEN} are not"),
+            RefusalReason::Uncertified => write!(f, "its certificate does not allow it"),
         }
     }
 }
@@ -289,6 +298,7 @@ mod tests {
             ]
             .map(|route| (key(1), net(route)))
             .to_vec(),
+            ..Claims::default()
         };
         let resolved = claims.resolve();
         let fixed = BTreeMap::from([(key(8), BTreeSet::from([net("10.99.0.7/32")]))]);

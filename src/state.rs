@@ -1,9 +1,13 @@
-//! What a node keeps on disk between two runs: key, port, sequence, last-known peers.
+//! What a node keeps on disk between two runs: key, membership, revocations, port, sequence,
+//! last-known peers.
 //!
 //! The folder is the node's own (mode 0700) and locked while it runs, so that no two
 //! daemons are one node. The key (`node.key`, mode 0600) is made once and never
-//! overwritten. The rest (`state.json`, `peers.json`) is convenience: where it is lost
-//! or broken the node starts without it. Every file is replaced whole.
+//! overwritten. What makes the node a member (`membership.json`, 0600) and who is none any
+//! more (`revocations`) must not be mistaken for something else: where they are broken, the
+//! node does not start, or says so. The rest (`state.json`, `peers.json`) is convenience:
+//! where it is lost or broken the node starts without it. Every file is replaced whole, and
+//! those in JSON tell their version.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
@@ -17,14 +21,23 @@ use data_encoding::BASE64;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::warn;
-use zonemesh_discovery::{advert::SignedAdvert, identity::Identity};
+use zonemesh_discovery::{
+    advert::SignedAdvert,
+    identity::Identity,
+    membership::{Membership, RevocationList},
+};
 
 use crate::relays::RelayServer;
 
 const KEY_FILE: &str = "node.key";
 const STATE_FILE: &str = "state.json";
 const PEERS_FILE: &str = "peers.json";
+const MEMBERSHIP_FILE: &str = "membership.json";
+const REVOCATIONS_FILE: &str = "revocations";
 const LOCK_FILE: &str = "lock";
+
+/// The version of the files in JSON.
+const VERSION: u32 = 1;
 
 /// The largest file that is read back: a thousand members' adverts fit twice.
 const MAX_FILE: u64 = 4 << 20;
@@ -36,6 +49,27 @@ pub struct State {
     kept: Kept,
     /// Holds the lock for as long as the node lives, and not a moment longer.
     _lock: File,
+}
+
+/// A file's content with its version.
+#[derive(Serialize, Deserialize)]
+struct Versioned<T> {
+    /// Files from before there were versions are of the first one.
+    #[serde(default = "first_version")]
+    version: u32,
+    #[serde(flatten)]
+    content: T,
+}
+
+const fn first_version() -> u32 {
+    1
+}
+
+/// `membership.json`
+#[derive(Serialize, Deserialize)]
+struct KeptMembership {
+    /// In Base64.
+    membership: String,
 }
 
 /// `state.json`
@@ -79,6 +113,31 @@ pub enum StateError {
         "{0} holds no key (32 bytes in Base64): restore it, or move it away to become another node"
     )]
     Key(PathBuf),
+    /// The membership cannot be read.
+    #[error(
+        "{0} holds no membership that this version knows: restore it, update zonemesh, or move \
+         it away and join again with a token"
+    )]
+    Membership(PathBuf),
+}
+
+/// The membership that a state folder keeps, if there is one: to be looked at by whoever may
+/// read it, whether or not the node runs.
+///
+/// # Errors
+/// [`StateError`] when there is one that cannot be read.
+pub fn membership(dir: &Path) -> Result<Option<Membership>, StateError> {
+    let path = dir.join(MEMBERSHIP_FILE);
+    let bytes = match read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(StateError::Io { path, source }),
+    };
+    let kept: Option<Versioned<KeptMembership>> = serde_json::from_slice(&bytes).ok();
+    let kept = kept.filter(|kept| kept.version == VERSION);
+    let bytes = kept.and_then(|kept| BASE64.decode(kept.content.membership.as_bytes()).ok());
+    let membership = bytes.and_then(|bytes| Membership::from_bytes(&bytes));
+    membership.map(Some).ok_or(StateError::Membership(path))
 }
 
 impl State {
@@ -95,7 +154,9 @@ impl State {
         let lock_file = dir.join(LOCK_FILE);
         let mut options = OpenOptions::new();
         let lock = options.write(true).create(true).truncate(false).mode(0o600);
-        let lock = lock.open(&lock_file).map_err(io(&lock_file))?;
+        // One that is there serves, also where nothing can be written any more.
+        let lock = lock.open(&lock_file).or_else(|error| File::open(&lock_file).map_err(|_| error));
+        let lock = lock.map_err(io(&lock_file))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| StateError::Locked(dir.to_owned()))?;
         let kept = read_json(&dir.join(STATE_FILE)).unwrap_or_default();
@@ -129,6 +190,37 @@ impl State {
         let seed = BASE64.decode(text.trim().as_bytes()).ok();
         let seed: Option<[u8; 32]> = seed.and_then(|bytes| bytes.try_into().ok());
         seed.map(|seed| Identity::from_seed(&seed)).ok_or(StateError::Key(path))
+    }
+
+    /// Keeps what makes this node a member.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save_membership(&self, membership: &Membership) -> Result<(), StateError> {
+        let membership = BASE64.encode(&membership.to_bytes());
+        self.write(MEMBERSHIP_FILE, &KeptMembership { membership })
+    }
+
+    /// The list of revocations that was kept last, to be verified again.
+    ///
+    /// # Errors
+    /// When there is one that cannot be read.
+    pub fn revocations(&self) -> Result<Option<Vec<u8>>, StateError> {
+        let path = self.dir.join(REVOCATIONS_FILE);
+        match read(&path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StateError::Io { path, source }),
+        }
+    }
+
+    /// Keeps the list of revocations.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save_revocations(&self, list: &RevocationList) -> Result<(), StateError> {
+        let path = self.dir.join(REVOCATIONS_FILE);
+        replace(&path, list.as_bytes()).map_err(|source| StateError::Io { path, source })
     }
 
     /// The highest sequence number that an advert of this node bears.
@@ -226,37 +318,47 @@ impl State {
         self.write(STATE_FILE, &self.kept)
     }
 
-    fn write(&self, file: &str, value: &impl Serialize) -> Result<(), StateError> {
+    fn write(&self, file: &str, content: &impl Serialize) -> Result<(), StateError> {
         let path = self.dir.join(file);
-        let json = serde_json::to_vec(value).expect("plain numbers and strings");
+        let file = Versioned { version: VERSION, content };
+        let json = serde_json::to_vec(&file).expect("plain numbers and strings");
         replace(&path, &json).map_err(|source| StateError::Io { path, source })
     }
 }
 
 /// Reads what is convenient to have; what is broken is told and left out.
 fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    let read = fs::metadata(path).and_then(|metadata| {
-        if metadata.len() > MAX_FILE {
-            return Err(io::Error::other("it is far too large"));
-        }
-        fs::read(path)
-    });
-    let parsed = match read {
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::from),
+    let parsed = match read(path) {
+        Ok(bytes) => serde_json::from_slice::<Versioned<T>>(&bytes).map_err(io::Error::from),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
         Err(error) => Err(error),
     };
-    parsed.inspect_err(|error| warn!("{} is not used: {error}", path.display())).ok()
+    let known = parsed.and_then(|file| match file.version {
+        VERSION => Ok(file.content),
+        version => Err(io::Error::other(format!("it is of version {version}"))),
+    });
+    known.inspect_err(|error| warn!("{} is not used: {error}", path.display())).ok()
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    if fs::metadata(path)?.len() > MAX_FILE {
+        return Err(io::Error::other("it is far too large"));
+    }
+    fs::read(path)
 }
 
 /// Replaces a file whole: after a crash there is the old one or the new one.
 fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
-    let mut options = OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(contents)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
+    let write = || {
+        let mut options = OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(contents)?;
+        file.sync_all()?;
+        fs::rename(&new, path)
+    };
+    // On a full disk half a file is in everybody's way.
+    write().inspect_err(|_| drop(fs::remove_file(&new)))?;
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
@@ -326,12 +428,42 @@ mod tests {
         assert_eq!(state.stun_servers(), servers);
         assert_eq!(state.relays(), relays);
         drop(state);
-        for broken in [&b"{"[..], b"[]", b"{\"sequence\":-1}", &[0xff]] {
+        for broken in [&b"{"[..], b"[]", b"{\"sequence\":-1}", b"{\"version\":2}", &[0xff]] {
             fs::write(folder.path().join(STATE_FILE), broken).expect("is written");
             fs::write(folder.path().join(PEERS_FILE), broken).expect("is written");
             let state = State::open(folder.path()).expect("opens all the same");
             assert_eq!((state.sequence(), state.port()), (0, None));
             assert!(state.load_peers().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_state_from_before_there_were_versions_is_read() {
+        let folder = folder();
+        fs::write(folder.path().join(STATE_FILE), b"{\"sequence\":7}").expect("is written");
+        assert_eq!(State::open(folder.path()).expect("opens").sequence(), 7);
+    }
+
+    #[test]
+    fn a_membership_comes_back_whole_or_is_told_to_be_broken() {
+        let folder = folder();
+        let state = State::open(folder.path()).expect("opens");
+        assert_eq!(membership(folder.path()).expect("none yet"), None);
+        let kept = crate::join::tests::membership();
+        state.save_membership(&kept).expect("is written");
+        assert_eq!(membership(folder.path()).expect("is read"), Some(kept));
+        let file = folder.path().join(MEMBERSHIP_FILE);
+        let mode = fs::metadata(&file).expect("there").permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "it holds the zone's secrets");
+        let text = fs::read_to_string(&file).expect("there");
+        for broken in [
+            text.replace("\"version\":1", "\"version\":2"),
+            text[..text.len() / 2].to_owned(),
+            text.replacen("\":\"A", "\":\"C", 1),
+        ] {
+            fs::write(&file, &broken).expect("is written");
+            let told = membership(folder.path()).expect_err("broken").to_string();
+            assert!(told.contains("membership.json holds no membership"), "{told}");
         }
     }
 }

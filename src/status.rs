@@ -3,11 +3,17 @@
 //! The fields of [`Status`] are read by other programs: they are added to, and never
 //! renamed or removed. What is not known is `null`.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use zonemesh_discovery::{
+    membership::utc,
     portmap::Found,
     stun::{NatBehaviour, ReflexiveClient},
 };
@@ -52,6 +58,35 @@ pub struct NodeStatus {
     pub candidates: Vec<CandidateStatus>,
     /// What the router says of port mappings; `null` until it was asked.
     pub port_mapping: Option<PortMappingStatus>,
+    /// What it is in its network; `null` for a member of none.
+    pub membership: Option<MembershipStatus>,
+    /// The number of the network's newest list of revocations that it knows; `null` where it
+    /// knows none.
+    pub revocations: Option<u64>,
+}
+
+/// What a node is in its network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MembershipStatus {
+    /// The network's key, in Base64.
+    pub network: String,
+    /// The key of the invite that let it in, in Base64.
+    pub invite: String,
+    /// Its groups.
+    pub groups: Vec<String>,
+    /// When it ends, in seconds since 1970 UTC; `null`: never.
+    pub expires: Option<u64>,
+}
+
+impl fmt::Display for MembershipStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}  invite {}", self.network, self.invite)?;
+        if !self.groups.is_empty() {
+            write!(f, "  groups {}", self.groups.join(", "))?;
+        }
+        let end = self.expires.and_then(|end| UNIX_EPOCH.checked_add(Duration::from_secs(end)));
+        end.map_or(Ok(()), |end| write!(f, "  until {}", utc(end)))
+    }
 }
 
 /// One of this node's own candidates.
@@ -168,6 +203,8 @@ pub struct PeerStatus {
     pub origin: Origin,
     /// The prefixes that are sent to it.
     pub routes: Vec<IpNet>,
+    /// Its groups, as its network certifies them.
+    pub groups: Vec<String>,
     /// The way to it.
     pub path: PathStatus,
     /// Seconds since the last handshake; `null` before the first.
@@ -293,6 +330,12 @@ impl fmt::Display for Status {
         }
         for candidate in &node.candidates {
             writeln!(f, "candidate  {candidate}")?;
+        }
+        if let Some(membership) = &node.membership {
+            writeln!(f, "member of  {membership}")?;
+        }
+        if let Some(number) = node.revocations {
+            writeln!(f, "revoked    list {number}")?;
         }
         if let Some(zone) = zone {
             writeln!(f, "zone       {zone}")?;
@@ -428,12 +471,15 @@ mod tests {
                     stale_s: None,
                 }],
                 port_mapping: None,
+                membership: None,
+                revocations: None,
             },
             peers: vec![PeerStatus {
                 name: "b\u{1b}[2J".into(),
                 public_key: "other".into(),
                 origin: Origin::Advert,
                 routes: vec!["10.42.2.0/24".parse().expect("a prefix")],
+                groups: vec![],
                 path: PathStatus {
                     kind: PathKind::Direct,
                     local: Some("192.168.1.5:51820".parse().expect("an address")),

@@ -38,6 +38,8 @@ pub use self::{
     serve_zone::ServeZoneConfig,
 };
 
+pub(crate) use self::secret::SecretFile;
+
 /// The configuration that is read where none is named.
 pub const DEFAULT_FILE: &str = "/etc/zonemesh/zonemesh.toml";
 
@@ -70,8 +72,11 @@ pub struct Config {
     pub serve: Option<ServeConfig>,
     /// `[control]`: the control socket.
     pub control_socket: PathBuf,
-    /// `[network]`: whose adverts count.
-    pub trust: Trust,
+    /// `[network]`: whose adverts count. `None` is [`Trust::Members`] for a member of a
+    /// network, and else [`Trust::Zone`].
+    pub trust: Option<Trust>,
+    /// `[network]`: the file that holds a token, for as long as the node is no member.
+    pub token_file: Option<PathBuf>,
     /// `[[peer]]`: plain WireGuard peers, outside the mesh's discovery.
     pub peers: Vec<PeerConfig>,
     /// What is legitimate but probably not meant.
@@ -83,7 +88,9 @@ pub struct Config {
 pub struct NodeConfig {
     /// For people; 1 to 63 bytes without control characters.
     pub name: String,
-    /// Keeps the key, the sequence number and the last-known peers.
+    /// Whether it was configured, and is not just the host's name.
+    pub has_name: bool,
+    /// Keeps the key, the membership, the sequence number and the last-known peers.
     pub state_dir: PathBuf,
 }
 
@@ -137,6 +144,13 @@ pub enum TsigAlgorithm {
 }
 
 impl TsigAlgorithm {
+    const ALL: [Self; 3] = [Self::HmacSha256, Self::HmacSha384, Self::HmacSha512];
+
+    /// The algorithm of this name, in whatever case.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.name().eq_ignore_ascii_case(name))
+    }
+
     /// The algorithm's name, as it is configured and as it travels.
     pub const fn name(self) -> &'static str {
         match self {
@@ -185,6 +199,8 @@ pub enum Trust {
     Listed(BTreeSet<PublicKey>),
     /// Every properly signed advert of the zone.
     Zone,
+    /// Those that the network's key has certified, by way of an invite.
+    Members,
 }
 
 /// `[[peer]]`: a plain WireGuard peer.
@@ -239,6 +255,15 @@ impl Config {
     pub fn of_network(file: &Path) -> Result<Self, ConfigError> {
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         Self::parse(file, &format!("[serve.zone]\nnetwork = {}\n", toml::Value::from(&*name)))
+    }
+
+    /// The same, but where the file is missing: what holds then. A node that has a token, or
+    /// has joined before, needs no file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when there is one, and something is wrong with it.
+    pub fn load_if_present(file: &Path) -> Result<Self, ConfigError> {
+        if file.exists() { Self::load(file) } else { Self::parse(file, "") }
     }
 
     /// Checks a configuration's text; relative paths are relative to `file`.

@@ -35,7 +35,8 @@ const MAX_SOCKET_PATH: usize = 107;
 const MTU: std::ops::RangeInclusive<u16> = 1280..=9000;
 
 /// What a node cannot be without.
-pub(super) const NEEDS_PEERS: &str = "a [zone] with the mesh's name, or at least one [[peer]]";
+pub(super) const NEEDS_PEERS: &str = "a token of a network (`zonemesh up --join`), a [zone] with \
+     the mesh's name, or at least one [[peer]]";
 
 /// More servers of one zone than anybody keeps, and few enough to try them all.
 const MAX_ZONE_SERVERS: usize = 8;
@@ -57,17 +58,13 @@ pub(super) fn config(file: &Path, text: &str) -> Result<Config> {
     let stun_servers = stun(root.section("stun")?)?;
     let relay = relay(root.section("relay")?, &mut warnings)?;
     let control_socket = control(root.section("control")?, base, &interface.name)?;
-    let trust = network(root.section("network")?, &mut warnings)?;
+    let (trust, token_file) = network(root.section("network")?, &mut warnings)?;
     let serve = root
         .take("serve")
         .map(|item| serve::serve(item.section()?, base, &mut warnings))
         .transpose()?;
     let peers = peers(root.take("peer"), &interface.routes, &mut warnings)?;
-    // First, so that a misspelt section is called that, and not missing.
     root.finish()?;
-    if zone.is_none() && peers.is_empty() && serve.is_none() {
-        return Err(root.missing("zone", NEEDS_PEERS));
-    }
     Ok(Config {
         file: file.to_owned(),
         node,
@@ -81,6 +78,7 @@ pub(super) fn config(file: &Path, text: &str) -> Result<Config> {
         serve,
         control_socket,
         trust,
+        token_file,
         peers,
         warnings: warnings.found,
     })
@@ -90,7 +88,9 @@ fn node(mut section: Section<'_>, base: &Path) -> Result<NodeConfig> {
     let expected = "a name of 1 to 63 bytes without control characters";
     let fits =
         |name: &str| (1..=MAX_NAME).contains(&name.len()) && !name.chars().any(char::is_control);
-    let name = match section.take("name") {
+    let configured = section.take("name");
+    let has_name = configured.is_some();
+    let name = match configured {
         Some(item) => {
             let name = item.text(expected)?;
             if !fits(name) {
@@ -112,7 +112,7 @@ fn node(mut section: Section<'_>, base: &Path) -> Result<NodeConfig> {
         None => PathBuf::from("/var/lib/zonemesh"),
     };
     section.finish()?;
-    Ok(NodeConfig { name, state_dir })
+    Ok(NodeConfig { name, has_name, state_dir })
 }
 
 fn interface(mut section: Section<'_>) -> Result<InterfaceConfig> {
@@ -192,10 +192,7 @@ pub(super) fn tsig_key(
 fn tsig_algorithm(item: &Item<'_>) -> Result<TsigAlgorithm> {
     let expected = "\"hmac-sha256\", \"hmac-sha384\" or \"hmac-sha512\"";
     let text = item.text(expected)?;
-    [TsigAlgorithm::HmacSha256, TsigAlgorithm::HmacSha384, TsigAlgorithm::HmacSha512]
-        .into_iter()
-        .find(|algorithm| algorithm.name().eq_ignore_ascii_case(text))
-        .ok_or_else(|| item.wrong(expected))
+    TsigAlgorithm::named(text).ok_or_else(|| item.wrong(expected))
 }
 
 fn mdns(mut section: Section<'_>) -> Result<MdnsConfig> {
@@ -277,23 +274,23 @@ fn control(mut section: Section<'_>, base: &Path, interface: &str) -> Result<Pat
     Ok(socket)
 }
 
-fn network(mut section: Section<'_>, warnings: &mut Warnings<'_>) -> Result<Trust> {
+fn network(
+    mut section: Section<'_>,
+    warnings: &mut Warnings<'_>,
+) -> Result<(Option<Trust>, Option<PathBuf>)> {
     let keys = section.take("keys");
-    let expected = "\"zone\" or \"listed\"";
-    let listed = match section.take("trust") {
-        None => false,
+    let expected = "\"members\", \"listed\" or \"zone\"";
+    let (trust, listed) = match section.take("trust") {
+        None => (None, false),
         Some(item) => match item.text(expected)? {
-            "zone" => false,
-            "listed" => true,
-            "members" => {
-                return Err(item.error(format!("\"members\" is not available yet; use {expected}")));
-            }
+            "members" => (Some(Trust::Members), false),
+            "zone" => (Some(Trust::Zone), false),
+            "listed" => (None, true),
             _ => return Err(item.wrong(expected)),
         },
     };
-    if let Some(item) = section.take("token_file") {
-        return Err(item.error("tokens are not available yet; remove this key"));
-    }
+    let token_file =
+        section.take("token_file").map(|item| path(&item, warnings.base)).transpose()?;
     section.finish()?;
     if listed {
         let keys = keys
@@ -303,7 +300,7 @@ fn network(mut section: Section<'_>, warnings: &mut Warnings<'_>) -> Result<Trus
         if keys.is_empty() {
             warnings.add("network.trust = \"listed\" with no network.keys: no advert counts");
         }
-        return Ok(Trust::Listed(keys.into_iter().collect::<BTreeSet<_>>()));
+        return Ok((Some(Trust::Listed(keys.into_iter().collect::<BTreeSet<_>>())), token_file));
     }
     if let Some(item) = keys {
         let error = item.error("counts only with trust = \"listed\"; set that or remove the keys");
@@ -312,7 +309,7 @@ fn network(mut section: Section<'_>, warnings: &mut Warnings<'_>) -> Result<Trus
             return Err(error);
         }
     }
-    Ok(Trust::Zone)
+    Ok((trust, token_file))
 }
 
 fn peers(
@@ -403,12 +400,7 @@ impl Warnings<'_> {
         let path = path(item, self.base)?;
         let file = SecretFile::read(&path)
             .map_err(|error| item.error(format!("cannot read {}: {error}", path.display())))?;
-        if file.world_readable {
-            self.add(format!(
-                "{} can be read by everybody on this machine: chmod 600 it",
-                path.display()
-            ));
-        }
+        self.found.extend(file.warning(&path));
         Ok(file.text)
     }
 }

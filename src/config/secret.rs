@@ -34,13 +34,13 @@ impl<T> fmt::Debug for Secret<T> {
 
 /// A secret file's text without the white space around it, and whether everybody
 /// on the machine can read it.
-pub(super) struct SecretFile {
-    pub(super) text: Secret<String>,
-    pub(super) world_readable: bool,
+pub(crate) struct SecretFile {
+    pub(crate) text: Secret<String>,
+    world_readable: bool,
 }
 
 impl SecretFile {
-    pub(super) fn read(path: &Path) -> io::Result<Self> {
+    pub(crate) fn read(path: &Path) -> io::Result<Self> {
         let file = fs::File::open(path)?;
         let metadata = file.metadata()?;
         if !metadata.is_file() {
@@ -58,6 +58,13 @@ impl SecretFile {
         Ok(Self {
             text: Secret::new(text.to_owned()),
             world_readable: metadata.mode() & 0o004 != 0,
+        })
+    }
+
+    /// What is wrong with the file, though it can be used.
+    pub(crate) fn warning(&self, path: &Path) -> Option<String> {
+        self.world_readable.then(|| {
+            format!("{} can be read by everybody on this machine: chmod 600 it", path.display())
         })
     }
 }

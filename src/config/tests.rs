@@ -33,6 +33,7 @@ fn folder() -> TempDir {
     for (name, secret) in [
         ("tsig.key", "c2VjcmV0IGZvciB0aGUgdGVzdHMgb25seSE="),
         ("turn.secret", "any text"),
+        ("ns2.key", "c2VjcmV0IGZvciB0aGUgdGVzdHMgb25seSE="),
         ("ca.pem", AUTHORITY),
         ("peer.psk", KEY),
         ("relay.pem", "a certificate"),
@@ -58,7 +59,8 @@ fn the_example_is_a_valid_configuration_and_its_comments_tell_the_defaults() {
     assert_eq!(shipped.zone.as_ref().expect("a zone").name.to_string(), "mesh.example.");
     assert_eq!(shipped.interface.listen_port, 51820);
     assert_eq!(shipped.control_socket, Path::new("/run/zonemesh/zm0.sock"));
-    assert_eq!(shipped.trust, Trust::Zone);
+    assert_eq!(shipped.trust, Some(Trust::Zone));
+    assert_eq!(shipped.token_file, None);
     assert!(shipped.peers.is_empty());
 
     let every_key: String = EXAMPLE

@@ -18,6 +18,8 @@ pub enum MeshEvent {
         /// Which way to send.
         route: Option<Route>,
     },
+    /// A newer list of revocations came over the mesh: [`super::Mesh::revocations`].
+    Revocations,
     /// A handshake with this member is due.
     Handshake(PublicKey),
     /// A STUN server is to be asked from a fresh socket, after any that were asked for:

@@ -10,6 +10,7 @@
 mod event;
 pub mod gathered;
 mod lookup;
+mod news;
 mod note;
 pub mod own;
 mod paths;
@@ -37,6 +38,7 @@ use zonemesh_punch::{
 
 pub use self::event::{CheckOutcome, MeshEvent, WirePeer};
 use self::{
+    news::News,
     peer::Peer,
     roster::{Roster, Said},
     translator::Translator,
@@ -92,6 +94,7 @@ pub struct Mesh {
     turns: Turns,
     /// This node's advert, as it is handed to members.
     note: Option<Vec<u8>>,
+    news: News,
     connected: BTreeSet<IpNet>,
     services: Vec<IpAddr>,
     translator: Translator,
@@ -120,6 +123,7 @@ impl Mesh {
             relays: Vec::new(),
             turns: Turns::default(),
             note: None,
+            news: News::default(),
             connected: BTreeSet::new(),
             services: Vec::new(),
             translator: Translator::default(),
@@ -408,7 +412,7 @@ impl Mesh {
             self.peers.remove(&node);
             self.usernames.retain(|_, owner| *owner != node);
             self.turns.end(&node);
-            info!(peer = %node, "forgotten: neither advertised nor heard");
+            info!(peer = %node, "forgotten");
         }
         let fixed: Vec<PublicKey> = self.settings.fixed.iter().map(|(node, _)| *node).collect();
         for node in fixed {
@@ -420,6 +424,7 @@ impl Mesh {
                 let (agent, courier) = self.new_agent(&node, now).unzip();
                 self.peers.insert(node, Peer { courier, ..Peer::new(agent, now) });
                 self.offer_note(&node, now);
+                self.announce_revocations(&node, now);
                 let name = self.advert(&node).map_or("", |advert| &advert.name);
                 info!(peer = %node, name, "found");
             } else if !has_advert {
@@ -448,11 +453,10 @@ impl Mesh {
             claims.fixed.extend(routes.iter().map(|route| (*node, *route)));
         }
         for (node, member) in members() {
-            let routes = match member.said() {
-                Said::Signed(signed) => &signed.advert().routes,
-                Said::Bare(bare) => &bare.routes,
-            };
+            let bare = || if let Said::Bare(bare) = member.said() { &bare.routes[..] } else { &[] };
+            let routes = member.advert().map_or_else(bare, |advert| &advert.routes);
             claims.advertised.extend(routes.iter().map(|route| (*node, *route)));
+            claims.uncertified.extend(member.outside().map(|route| (*node, route)));
             let advert = member.advert().into_iter().flat_map(|advert| &advert.candidates);
             claims.underlay.extend(advert.map(|c| c.addr.ip()).filter(|ip| is_public(*ip)));
             if let Said::Bare(bare) = member.said() {
@@ -615,6 +619,10 @@ impl Mesh {
             }
         }
         let is_first = !peer.has_path;
+        if is_first && path.flatten().is_some() {
+            // Either side may have missed what the others were told meanwhile.
+            self.news.announce(peer.courier.as_mut(), now);
+        }
         let mut deadline = agent.poll_timeout();
         if let Some(courier) = &mut peer.courier
             && courier.poll_timeout().is_some()

@@ -1,10 +1,12 @@
-//! What members hand each other of themselves over the mesh: an advert's TXT strings, as
-//! they stand in a TXT record's data (RFC 1035 §3.3.14), each behind its length.
+//! What members hand each other over the mesh: of themselves an advert's TXT strings, as
+//! they stand in a TXT record's data (RFC 1035 §3.3.14), each behind its length; and
+//! [`super::news`], which begin with a zero, as no advert does.
 
 use std::time::Instant;
 
 use tracing::info;
 use zonemesh_discovery::{advert::SignedAdvert, identity::PublicKey};
+use zonemesh_punch::NEWS;
 
 use super::Mesh;
 
@@ -36,9 +38,13 @@ fn read(mut note: &[u8]) -> Option<Vec<Vec<u8>>> {
 }
 
 impl Mesh {
-    /// Takes what a member has handed us of itself: its advert, which may be newer than the
-    /// one that we have read.
+    /// Takes what a member has handed us: its advert, which may be newer than the one that
+    /// we have read, or news.
     pub(super) fn handle_note(&mut self, node: &PublicKey, content: &[u8], now: Instant) {
+        if content.first() == Some(&NEWS) {
+            self.handle_news(node, content, now);
+            return;
+        }
         let wall = self.wall(now);
         let Some(txt) = read(content) else { return };
         if self.roster.as_mut().is_some_and(|roster| roster.handle_shared(node, &txt, wall)) {

@@ -47,6 +47,8 @@ pub struct Template {
     pub addresses: Vec<IpAddr>,
     /// The prefixes behind it.
     pub routes: Vec<IpNet>,
+    /// What makes it a member of a network.
+    pub certificate: Option<Vec<u8>>,
 }
 
 #[derive(Debug)]
@@ -94,19 +96,15 @@ impl Own {
         if is_same && !self.is_outdated(now, wall) {
             return Ok(None);
         }
-        // Milliseconds since 1970 as the number of the advert: it rises also where the
-        // memory of the last one was lost, unless the clock was set back.
-        let clock = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
-        let sequence =
-            u64::try_from(clock).unwrap_or(u64::MAX).max(self.sequence.saturating_add(1));
-        let Template { name, addresses, routes } = self.template.clone();
+        let sequence = self.next_sequence(wall);
+        let Template { name, addresses, routes, certificate } = self.template.clone();
         let advert = Advert {
             node: self.identity.public_key(),
             name,
             addresses,
             routes,
             candidates: candidates.to_vec(),
-            certificate: None,
+            certificate,
             sequence,
             expires: wall + LEASE,
         };
@@ -123,6 +121,30 @@ impl Own {
             made: (now, wall),
         });
         Ok(Some(advert))
+    }
+
+    /// A member's last word: that what is published of it may go. A node that is no member of
+    /// a network has nothing that would prove it.
+    pub fn last_word(&mut self, wall: SystemTime) -> Option<SignedAdvert> {
+        let certificate = Some(self.template.certificate.clone()?);
+        let last = Advert {
+            node: self.identity.public_key(),
+            name: self.template.name.clone(),
+            addresses: vec![],
+            routes: vec![],
+            candidates: vec![],
+            certificate,
+            sequence: self.next_sequence(wall),
+            expires: wall,
+        };
+        last.sign(&self.identity, &self.zone).ok()
+    }
+
+    /// Milliseconds since 1970 as the number of the advert: it rises also where the memory of
+    /// the last one was lost, unless the clock was set back.
+    fn next_sequence(&self, wall: SystemTime) -> u64 {
+        let clock = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+        u64::try_from(clock).unwrap_or(u64::MAX).max(self.sequence.saturating_add(1))
     }
 
     /// How long to wait for other changes of the candidates before the next advert.
@@ -179,7 +201,8 @@ mod tests {
     const WALL: Duration = Duration::from_secs(1_800_000_000);
 
     fn own(sequence: u64) -> Own {
-        let template = Template { name: "a".into(), addresses: vec![], routes: vec![] };
+        let template =
+            Template { name: "a".into(), addresses: vec![], routes: vec![], certificate: None };
         let zone = "mesh.example".parse().expect("a zone");
         Own::new(Arc::new(Identity::from_seed(&[1; 32])), zone, template, sequence)
     }
@@ -205,6 +228,19 @@ mod tests {
         let half = second + LEASE / 2;
         let renewed = own.refresh(&there, now + half, wall + half).expect("fits");
         assert!(renewed.is_some(), "half the lease is over");
+    }
+
+    #[test]
+    fn the_last_word_of_a_member_ends_every_advert_of_it() {
+        let (now, wall) = (Instant::now(), SystemTime::UNIX_EPOCH + WALL);
+        let mut own = own(0);
+        assert_eq!(own.last_word(wall), None);
+        own.template.certificate = Some(vec![1; 200]);
+        let advert = own.refresh(&some("198.51.100.1:1"), now, wall).expect("fits").expect("first");
+        let last = own.last_word(wall).expect("it is a member");
+        assert!(last.advert().is_withdrawal(wall));
+        assert!(last.advert().sequence > advert.advert().sequence);
+        assert_eq!(last.advert().certificate, advert.advert().certificate);
     }
 
     #[test]

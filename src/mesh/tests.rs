@@ -11,9 +11,11 @@ use zonemesh_discovery::{
 use super::{
     own::{Own, Template},
     peer::FIRST_DATA_LIMIT,
+    roster::Admission,
     *,
 };
-use crate::config::Trust;
+
+mod members;
 
 /// How long a datagram is under way.
 const DELAY: Duration = Duration::from_millis(10);
@@ -49,6 +51,16 @@ fn net(text: &str) -> IpNet {
 impl World {
     /// One node for each set of routes.
     fn new(routes: &[&[&str]]) -> Self {
+        Self::of(routes, &Admission::Zone, |_, _, _| None)
+    }
+
+    /// The same, each with the certificate that `certify` gives to a number and a key, and all
+    /// with the same idea of who may be a member.
+    fn of(
+        routes: &[&[&str]],
+        admission: &Admission,
+        certify: impl Fn(u8, &PublicKey, SystemTime) -> Option<Vec<u8>>,
+    ) -> Self {
         let now = Instant::now();
         let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let nodes = routes.iter().enumerate().map(|(n, routes)| {
@@ -61,6 +73,7 @@ impl World {
                 name: format!("node-{n}"),
                 addresses: routes.iter().filter_map(|route| route.hosts().next()).collect(),
                 routes: routes.clone(),
+                certificate: certify(n, &key, wall),
             };
             let settings = Settings {
                 own: key,
@@ -71,7 +84,7 @@ impl World {
                 hard: true,
                 seed: [n; 32],
             };
-            let roster = Roster::new(zone(), key, Trust::Zone, vec![]);
+            let roster = Roster::new(zone(), key, admission.clone(), vec![]);
             let mut mesh = Mesh::new(settings, Some(roster), now, wall);
             mesh.set_candidates(&[to_punch(host(addr))], now);
             let own = Own::new(Arc::new(identity), zone(), template, 0);

@@ -11,16 +11,17 @@
 
 mod gather;
 mod hard;
+mod membership;
 mod mtu;
 mod relays;
 mod report;
 mod sockets;
 mod start;
+mod zone;
 
 use std::{
     collections::BTreeSet,
     net::SocketAddr,
-    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -30,14 +31,12 @@ use tokio::{
     sync::mpsc,
     time::sleep_until,
 };
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 use zonemesh_discovery::{
-    advert::SignedAdvert,
     identity::PublicKey,
     interfaces::{Change, InterfaceAddress, mdns_interfaces},
     mdns::{Mdns, MdnsEvent},
     stun::{ReflexiveClient, StunEvent},
-    zone::View,
 };
 use zonemesh_punch::{Route, Via};
 
@@ -46,6 +45,7 @@ use crate::{
     config::Config,
     control::ControlRequest,
     dataplane::{DataPlane, EndpointMode, PeerConfig, Upcall},
+    join::Given,
     mesh::{
         CheckOutcome, KEEPALIVE_S, Mesh, MeshEvent,
         own::{self, Own},
@@ -57,7 +57,9 @@ use crate::{
     tunnel::PresharedKey,
 };
 
-use self::{gather::Gather, hard::Hard, mtu::Mtu, relays::RelayKeeper};
+use self::{
+    gather::Gather, hard::Hard, membership::Joined, mtu::Mtu, relays::RelayKeeper, zone::ZoneState,
+};
 pub use self::{gather::GatherEvent, hard::HardEvent, relays::RelayEvent, report::Echoed};
 
 /// Events that wait for the loop. A source that finds the queue full waits, and with
@@ -70,13 +72,6 @@ const UPCALL_BATCH: usize = 64;
 /// How long the first advert waits for a STUN server's answer: longer than most round
 /// trips, short beside the time a peer takes to look at the zone.
 const GATHER_LIMIT: Duration = Duration::from_millis(700);
-
-/// How long two machines with one key wait before each outbids the other's advert again:
-/// neither can win, and the zone and all its members must not pay for it.
-const OUTBID_PAUSE: Duration = Duration::from_secs(60);
-
-/// What it means to be outbid again and again.
-const TWIN: &str = "another machine runs with this node's key: give it one of its own";
 
 /// How often the loop asks the data plane what it has heard: the agents judge a path by
 /// what arrives on it, and have seconds for it.
@@ -120,10 +115,10 @@ pub enum Event {
 /// # Errors
 /// When a part that the node cannot do without does not start; the message says
 /// what to do.
-pub fn run(config: Config) -> anyhow::Result<()> {
+pub fn run(config: Config, given: Option<Given>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let (mut node, mut upcalls, mut events) = Node::start(config).await?;
+        let (mut node, mut upcalls, mut events) = Node::start(config, given).await?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         info!(node = %node.public_key, name = node.config.node.name, port = node.port, "up");
@@ -180,6 +175,8 @@ struct Node {
     stun: ReflexiveClient,
     /// Without a zone there is nothing to advertise.
     own: Option<Own>,
+    /// A node needs no network.
+    joined: Option<Joined>,
     rendezvous: Option<Rendezvous>,
     mdns: Option<Mdns>,
     lan_interfaces: Vec<String>,
@@ -196,23 +193,6 @@ struct Node {
     due: Due,
     /// Why the data plane ended, if it did.
     failed: Option<String>,
-}
-
-/// What is known of the zone's server.
-#[derive(Debug, Default)]
-struct ZoneState {
-    server: Option<SocketAddr>,
-    stun_servers: Vec<SocketAddr>,
-    browse_error: Option<String>,
-    publish_error: Option<String>,
-    /// What it showed last, if it was read.
-    view: Option<View>,
-    /// Whether it has shown a newer advert of this very node.
-    outbid: bool,
-    /// Whether it has done so again: somebody else has the key, too.
-    has_twin: bool,
-    /// Whether the newest advert is in it.
-    published: bool,
 }
 
 /// When what is to be done.
@@ -244,59 +224,6 @@ impl Node {
             Event::Hard(event) => self.handle_hard(event, now),
             Event::Relay(event) => self.handle_relay_event(event, now),
         }
-    }
-
-    fn handle_zone(&mut self, event: ZoneEvent, now: Instant, wall: SystemTime) {
-        match event {
-            ZoneEvent::View(view) => {
-                self.mesh.handle_zone(&view.instances, now, wall);
-                self.zone.view = Some(view);
-                let seen = self.mesh.roster().map_or(0, |roster| roster.own_sequence());
-                if let Some(own) = &mut self.own
-                    && own.outbid(seen)
-                {
-                    self.handle_outbid(now);
-                }
-            }
-            ZoneEvent::Found(records) => self.mesh.handle_records(&records, now, wall),
-            ZoneEvent::StunServers(servers) => {
-                self.zone.stun_servers.clone_from(&servers);
-                self.set_stun_servers(now);
-                if let Err(error) = self.state.save_stun_servers(&servers) {
-                    warn!("cannot keep the STUN servers: {error}");
-                }
-                self.tell_services(now);
-            }
-            ZoneEvent::Relays(servers) => {
-                self.set_relay_servers(&servers, now);
-                if let Err(error) = self.state.save_relays(&servers) {
-                    warn!("cannot keep the relays: {error}");
-                }
-            }
-            ZoneEvent::Browse(server, outcome) => {
-                self.zone.server = Some(server);
-                self.zone.browse_error = outcome.err();
-                self.tell_services(now);
-            }
-            ZoneEvent::Publish(server, outcome) => {
-                self.zone.server = Some(server);
-                self.zone.published = outcome.is_ok();
-                self.zone.publish_error = outcome.err();
-            }
-            ZoneEvent::NoServer(error) => self.zone.browse_error = Some(error),
-        }
-    }
-
-    /// An advert of our own key is newer than ours. Once, that is our own of a former
-    /// life; whoever outbids us again is alive.
-    fn handle_outbid(&mut self, now: Instant) {
-        let mut due = now;
-        if std::mem::replace(&mut self.zone.outbid, true) {
-            warn!("{TWIN}");
-            self.zone.has_twin = true;
-            due += OUTBID_PAUSE;
-        }
-        self.due.advert = Some(self.due.advert.map_or(due, |known| known.min(due)));
     }
 
     fn handle_interfaces(&mut self, addresses: &[InterfaceAddress], change: Change, now: Instant) {
@@ -380,6 +307,7 @@ impl Node {
         if self.due.heard <= now {
             self.due.heard = now + HEARD_INTERVAL;
             self.revive_rendezvous();
+            self.watch_membership(wall);
             if self.config.interface.mtu.is_none() {
                 self.mtu.follow(self.mesh.narrowest(), now);
             }
@@ -412,23 +340,6 @@ impl Node {
         if self.due.save.is_some_and(|due| due <= now) {
             self.due.save = None;
             self.save_peers();
-        }
-    }
-
-    /// Starts the tasks that talk to the zone again where one has panicked: that is a
-    /// fault of ours, and must not be the end of all news.
-    fn revive_rendezvous(&mut self) {
-        let failed = self.rendezvous.as_ref().is_some_and(Rendezvous::has_failed);
-        let Some(zone) = self.config.zone.as_ref().filter(|_| failed) else { return };
-        error!("a task that talks to the zone has ended: starting again");
-        match start::start_rendezvous(&self.config, zone, self.public_key, &self.events) {
-            Ok(rendezvous) => {
-                if let Some(advert) = self.own.as_ref().and_then(Own::advert) {
-                    rendezvous.publish(Arc::clone(advert));
-                }
-                self.rendezvous = Some(rendezvous);
-            }
-            Err(error) => warn!("{error:#}"),
         }
     }
 
@@ -486,6 +397,7 @@ impl Node {
         while let Some(event) = self.mesh.poll_event() {
             match event {
                 MeshEvent::Peers => peers_changed = true,
+                MeshEvent::Revocations => self.handle_revocations(),
                 other => others.push(other),
             }
         }
@@ -513,7 +425,7 @@ impl Node {
                 MeshEvent::WantKnownSocket(node) => self.open_known_socket(node),
                 MeshEvent::WantSockets { node, count } => self.open_sockets(node, count, now),
                 MeshEvent::ReleaseSockets { node, keep } => self.release_sockets(&node, keep, now),
-                MeshEvent::Peers => {}
+                MeshEvent::Peers | MeshEvent::Revocations => {}
             }
         }
         while let Some(transmit) = self.mesh.poll_transmit() {
@@ -580,48 +492,6 @@ impl Node {
         };
     }
 
-    /// Has the advert looked at soon: at once where it is the first that knows a
-    /// reflexive address.
-    fn hurry_advert(&mut self, now: Instant) {
-        let has_reflexive = self.stun.reflexive().next().is_some();
-        let said_before = self.own.as_ref().filter(|own| own.advert().is_some());
-        let due = match (said_before, has_reflexive) {
-            (Some(own), _) => now + own.delay(),
-            (None, true) => now,
-            // The wait for the first answer goes on.
-            (None, false) => return,
-        };
-        self.due.advert = Some(self.due.advert.map_or(due, |known| known.min(due)));
-    }
-
-    fn advertise(&mut self, now: Instant, wall: SystemTime) {
-        let candidates = self.gather.known.candidates();
-        let Some(own) = &mut self.own else { return };
-        match own.refresh(&candidates, now, wall) {
-            Ok(None) => {}
-            Ok(Some(advert)) => {
-                if let Err(error) = self.state.save_sequence(advert.advert().sequence) {
-                    warn!("cannot keep the advert's number: {error}");
-                }
-                self.mesh.set_own_advert(&advert, now);
-                self.send_advert(&advert);
-            }
-            Err(error) => warn!("no advert can be made: {error}"),
-        }
-    }
-
-    fn send_advert(&mut self, advert: &Arc<SignedAdvert>) {
-        self.zone.published = false;
-        if let Some(rendezvous) = &self.rendezvous {
-            rendezvous.publish(Arc::clone(advert));
-        }
-        if let Some(mdns) = &mut self.mdns
-            && let Err(error) = mdns.publish(advert, self.port)
-        {
-            warn!("cannot advertise on the LAN: {error}");
-        }
-    }
-
     fn save_peers(&self) {
         let members = self.mesh.roster().into_iter().flat_map(|roster| roster.members());
         let adverts = members.filter_map(|(_, member)| member.signed());
@@ -630,24 +500,14 @@ impl Node {
         }
     }
 
-    fn ask_zone(&self, node: Option<PublicKey>) {
-        if let Some(rendezvous) = &self.rendezvous {
-            rendezvous.ask(node);
-        }
-    }
-
-    fn tell_services(&mut self, now: Instant) {
-        let stun = self.config.stun_servers.iter().chain(&self.zone.stun_servers);
-        let services = stun.chain(&self.zone.server).map(SocketAddr::ip);
-        let fixed = self.config.peers.iter().filter_map(|peer| peer.endpoint).map(|at| at.ip());
-        let relays = self.relays.servers().into_iter().map(|server| server.ip());
-        self.mesh.set_services(services.chain(fixed).chain(relays).collect(), now);
-    }
-
     /// Leaves the zone and the LAN; the data plane ends when it is dropped. Gives the
     /// reason where the node did not stop by itself.
     async fn stop(mut self) -> Option<String> {
         self.close_relays(Instant::now());
+        let last = self.own.as_mut().and_then(|own| own.last_word(SystemTime::now()));
+        if let Some(last) = &last {
+            self.keep_sequence(last.advert().sequence);
+        }
         let lan = async {
             if let Some(mdns) = self.mdns {
                 mdns.stop().await;
@@ -655,7 +515,7 @@ impl Node {
         };
         let zone = async {
             if let Some(rendezvous) = self.rendezvous {
-                rendezvous.stop().await;
+                rendezvous.stop(last).await;
             }
         };
         tokio::join!(lan, zone, self.gather.stop());

@@ -3,20 +3,20 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::sync::{mpsc, oneshot};
 use zonemesh_discovery::identity::PublicKey;
 use zonemesh_punch::{Tier, Verdict, Via};
 
-use super::{Event, Node, TWIN, start::TRUST_WARNING};
+use super::{Event, Node, membership::Joined, start::TRUST_WARNING, zone::TWIN};
 use crate::{
     config::Trust,
     control::{ControlRequest, Reply, Request},
     dataplane::PeerReport,
     explain::{Explanation, PairExplanation},
-    mesh::roster::Said,
+    mesh::roster::{Member, Said},
     netcheck::source_address,
     ping,
     status::{NatStatus, NodeStatus, Origin, PathKind, PathStatus, PeerStatus, Status, ZoneStatus},
@@ -120,6 +120,8 @@ impl Node {
             },
             candidates: self.gather.candidates_status(Instant::now()),
             port_mapping: self.gather.portmap_status(),
+            membership: self.joined.as_ref().map(Joined::status),
+            revocations: self.mesh.revocations().map(|list| list.number()),
         };
         let mut peers: Vec<PeerStatus> =
             self.data.peers_report().iter().map(|report| self.peer_status(report)).collect();
@@ -146,6 +148,10 @@ impl Node {
                 None => Origin::Static,
             },
             routes: self.mesh.resolved().routes.get(key).into_iter().flatten().copied().collect(),
+            groups: member
+                .and_then(Member::certified)
+                .map(|certified| certified.groups.clone())
+                .unwrap_or_default(),
             path: self.path_status(report),
             last_handshake_s: report.last_handshake.map(|age| age.as_secs()),
             rx_bytes: report.rx_bytes,
@@ -198,9 +204,12 @@ impl Node {
 
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.config.warnings.clone();
-        if self.config.trust == Trust::Zone && self.config.zone.is_some() {
+        if self.config.trust == Some(Trust::Zone) && self.config.zone.is_some() {
             warnings.push(TRUST_WARNING.to_owned());
         }
+        warnings.extend(self.joined.as_ref().and_then(Joined::fault));
+        let clock = self.mesh.roster().and_then(|roster| roster.clock_fault());
+        warnings.extend(clock.map(|fault| fault.told(SystemTime::now())));
         if self.zone.has_twin {
             warnings.push(TWIN.to_owned());
         }
@@ -219,6 +228,8 @@ impl Node {
             ("advert_expired", dropped.expired),
             ("advert_replayed", dropped.replayed),
             ("advert_foreign", dropped.foreign),
+            ("advert_uncertified", dropped.uncertified),
+            ("advert_revoked", dropped.revoked),
             ("advert_surplus", dropped.surplus),
         ];
         let data = self.data.counters().into_iter().map(|(reason, count)| (reason.name(), count));

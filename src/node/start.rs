@@ -14,45 +14,54 @@ use zonemesh_discovery::{
     identity::{Identity, PublicKey},
     interfaces::{Change, InterfaceMonitor},
     mdns::Mdns,
+    membership::NetworkId,
     stun::ReflexiveClient,
     zone::TsigKey,
 };
 
 use super::{
-    Due, Event, GATHER_LIMIT, Gather, HEARD_INTERVAL, Node, QUEUE, ZoneState,
+    Due, Event, GATHER_LIMIT, Gather, HEARD_INTERVAL, Node, QUEUE,
     hard::Hard,
+    membership::{self, Joined},
     mtu::{self, Mtu},
     relays::RelayKeeper,
+    zone::ZoneState,
 };
 use crate::{
     apply::Applier,
     config::{Config, Trust, ZoneConfig},
     control::ControlServer,
     dataplane::{self, DataPlane, Upcall},
+    join::{self, Given, JoinError, Settled},
     mesh::{
         Mesh, Settings,
         own::{Own, Template},
-        roster::Roster,
+        roster::{Admission, Roster},
     },
     rendezvous::{self, Rendezvous},
-    state::State,
+    state::{self, State},
 };
 
 impl Node {
     /// Brings up everything; gives the node with the queues that its loop reads.
     pub(super) async fn start(
-        config: Config,
+        mut config: Config,
+        given: Option<Given>,
     ) -> anyhow::Result<(Self, mpsc::Receiver<Upcall>, mpsc::Receiver<Event>)> {
-        for warning in &config.warnings {
-            warn!("{warning}");
-        }
-        if config.trust == Trust::Zone && config.zone.is_some() {
-            warn!("{TRUST_WARNING}");
-        }
         let (now, wall) = (Instant::now(), SystemTime::now());
         let mut state = State::open(&config.node.state_dir)?;
         let identity = Arc::new(state.identity()?);
+        let settled = settle(&mut config, given.as_ref(), &state, &identity.public_key(), wall)?;
+        let joined = settled.as_ref().map(Joined::new);
+        config.check_node()?;
         config.check_own_key(&identity.public_key())?;
+        let trust = config.trust.get_or_insert(Trust::Zone).clone();
+        for warning in &config.warnings {
+            warn!("{warning}");
+        }
+        if trust == Trust::Zone && config.zone.is_some() {
+            warn!("{TRUST_WARNING}");
+        }
         let (sender, events) = mpsc::channel(QUEUE);
 
         // Before the device: whoever holds the socket is another daemon.
@@ -60,8 +69,10 @@ impl Node {
         let kept_port = state.port();
         let (data, upcalls) = start_data_plane(&config, &identity, kept_port)?;
         let port = data.port();
-        if kept_port != Some(port) {
-            state.save_port(port).context("cannot keep the port")?;
+        if kept_port != Some(port)
+            && let Err(error) = state.save_port(port)
+        {
+            warn!("cannot keep the port: {error}");
         }
         let applier = Applier::new(data.interface().1)?;
         let mtu = config.interface.mtu.unwrap_or(mtu::DEFAULT);
@@ -71,11 +82,18 @@ impl Node {
 
         let routes = own_routes(&config);
         let zone = config.zone.clone();
-        let roster = zone.as_ref().map(|zone| roster(&config, zone, identity.public_key()));
+        let network = joined.as_ref().map(|joined| joined.network);
+        let admission = admission(trust, network)?;
+        let roster = zone.as_ref().map(|zone| {
+            let fixed = config.peers.iter().map(|peer| peer.public_key).collect();
+            Roster::new(zone.name.clone(), identity.public_key(), admission, fixed)
+        });
         let own = zone.as_ref().map(|zone| {
             let addresses = config.interface.addresses.iter().map(IpNet::addr).collect();
             let name = config.node.name.clone();
-            let template = Template { name, addresses, routes: routes.clone() };
+            let chain = settled.as_ref().map(|settled| settled.membership.chain());
+            let certificate = chain.map(|chain| chain.as_bytes().to_vec());
+            let template = Template { name, addresses, routes: routes.clone(), certificate };
             Own::new(Arc::clone(&identity), zone.name.clone(), template, state.sequence())
         });
         let settings = Settings {
@@ -88,6 +106,9 @@ impl Node {
             seed: rand::random(),
         };
         let mut mesh = Mesh::new(settings, roster, now, wall);
+        if let Some(joined) = &joined {
+            membership::restore(joined, &mut mesh, &state, now);
+        }
         for txt in state.load_peers() {
             mesh.handle_remembered(&txt, now, wall);
         }
@@ -109,6 +130,7 @@ impl Node {
             mesh,
             stun,
             own,
+            joined,
             relays,
             hard: Hard::new(sender.clone()),
             rendezvous: None,
@@ -187,8 +209,8 @@ impl Node {
 
 /// What `trust = "zone"` means, for the log and for `status`.
 pub(super) const TRUST_WARNING: &str = "network.trust is \"zone\": whoever may write in the \
-     zone, or speak mDNS on the LAN, may join this mesh; to accept nodes by name, set trust = \
-     \"listed\" and list their keys";
+     zone, or speak mDNS on the LAN, may join this mesh; join a network with a token, or set \
+     trust = \"listed\" and list the keys of those who may";
 
 fn start_data_plane(
     config: &Config,
@@ -227,9 +249,34 @@ fn own_routes(config: &Config) -> Vec<IpNet> {
     routes
 }
 
-fn roster(config: &Config, zone: &ZoneConfig, own: PublicKey) -> Roster {
-    let fixed = config.peers.iter().map(|peer| peer.public_key).collect();
-    Roster::new(zone.name.clone(), own, config.trust.clone(), fixed)
+/// What this node is in its network; the configuration is filled in with it.
+fn settle(
+    config: &mut Config,
+    given: Option<&Given>,
+    state: &State,
+    node: &PublicKey,
+    wall: SystemTime,
+) -> anyhow::Result<Option<Settled>> {
+    let kept = state::membership(&config.node.state_dir)?;
+    let settled = join::settle(kept, given, config, node, wall)?;
+    if let Some(settled) = &settled {
+        if settled.is_new
+            && let Err(error) = state.save_membership(&settled.membership)
+        {
+            warn!("this node's membership cannot be kept, so the token is needed again: {error}");
+        }
+        join::fill(config, settled)?;
+    }
+    Ok(settled)
+}
+
+/// Whose adverts count.
+fn admission(trust: Trust, network: Option<NetworkId>) -> Result<Admission, JoinError> {
+    Ok(match trust {
+        Trust::Listed(keys) => Admission::Listed(keys),
+        Trust::Zone => Admission::Zone,
+        Trust::Members => Admission::Members(network.ok_or(JoinError::NoMember)?, None),
+    })
 }
 
 pub(super) fn start_rendezvous(

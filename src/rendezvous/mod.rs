@@ -133,14 +133,15 @@ impl Rendezvous {
         self.tasks.iter().any(JoinHandle::is_finished)
     }
 
-    /// Ends the tasks and takes this node's records out of the zone.
-    pub async fn stop(self) {
+    /// Ends the tasks and takes this node's records out of the zone, with its last word where
+    /// it is a member.
+    pub async fn stop(self, last: Option<SignedAdvert>) {
         self.abort();
         let servers = self.servers.borrow().clone();
         if self.advert.borrow().is_none() || servers.current().is_none() {
             return;
         }
-        let withdrawal = servers.update(Change::Withdraw(&self.node));
+        let withdrawal = servers.update(Change::Withdraw(&self.node, last.as_ref()));
         let done = timeout(WITHDRAW_LIMIT, withdrawal).await;
         match done.map(|done| done.map_or(Ok(()), |(_, done)| done)) {
             Ok(Ok(())) => info!("withdrawn from the zone"),

@@ -73,15 +73,16 @@ impl Servers {
 pub(super) enum Change<'a> {
     /// It says this.
     Publish(&'a SignedAdvert),
-    /// It says nothing any more.
-    Withdraw(&'a PublicKey),
+    /// It says nothing any more; a member's last word proves that it is the node's own will.
+    Withdraw(&'a PublicKey, Option<&'a SignedAdvert>),
 }
 
 impl Change<'_> {
     async fn by(self, client: &ZoneClient) -> Result<(), ZoneError> {
         match self {
             Self::Publish(advert) => client.publish(advert).await,
-            Self::Withdraw(node) => client.withdraw(node).await,
+            Self::Withdraw(_, Some(last)) => client.withdraw_by(last).await,
+            Self::Withdraw(node, None) => client.withdraw(node).await,
         }
     }
 }
@@ -112,8 +113,8 @@ mod tests {
         assert_eq!(order(&servers), [at(2), at(3), at(1)]);
         assert_eq!(servers.current().map(ZoneClient::server), Some(at(2)));
         let node = Identity::from_seed(&[1; 32]).public_key();
-        let failed = servers.update(Change::Withdraw(&node)).await;
+        let failed = servers.update(Change::Withdraw(&node, None)).await;
         assert!(matches!(failed, Some((_, Err(ZoneError::Away { .. })))), "{failed:?}");
-        assert!(Servers::default().update(Change::Withdraw(&node)).await.is_none());
+        assert!(Servers::default().update(Change::Withdraw(&node, None)).await.is_none());
     }
 }

@@ -4,6 +4,7 @@
 mod commands;
 mod configuration;
 mod daemon;
+mod join;
 mod network;
 
 use std::{
@@ -13,6 +14,7 @@ use std::{
 };
 
 use tempfile::TempDir;
+use zonemesh::join::TOKEN_VARIABLE;
 
 /// A public key that is one.
 const KEY: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
@@ -20,7 +22,7 @@ const KEY: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
 /// The executable, with nothing of this machine's environment that it reads.
 fn zonemesh() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zonemesh"));
-    command.env_remove("RUST_LOG");
+    command.env_remove("RUST_LOG").env_remove(TOKEN_VARIABLE);
     command
 }
 

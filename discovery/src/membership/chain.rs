@@ -294,6 +294,11 @@ impl Chain {
         self.invite.invite
     }
 
+    /// When the node's own part was signed. Unverified, as everything here.
+    pub fn not_before(&self) -> SystemTime {
+        self.validity.not_before()
+    }
+
     /// When the membership ends; `None`: never. Unverified, as everything here.
     pub fn not_after(&self) -> Option<SystemTime> {
         self.validity.not_after()

@@ -54,6 +54,17 @@ impl ZoneClient {
         self.update(vec![pointer(&self.zone, node)]).await
     }
 
+    /// As [`Self::withdraw`], with the node's last word: a server that lets each member write what it
+    /// proves to be its own wants it for that. Others get it as well, and have it removed
+    /// with the rest.
+    ///
+    /// # Errors
+    /// [`ZoneError`] when the server cannot be reached or does not take it.
+    pub async fn withdraw_by(&self, last: &SignedAdvert) -> Result<(), ZoneError> {
+        self.publish(last).await?;
+        self.withdraw(&last.advert().node).await
+    }
+
     /// Removes everything that the zone says of the node.
     ///
     /// # Errors

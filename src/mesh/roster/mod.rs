@@ -7,18 +7,32 @@
 //! somebody who deletes records in it, must not end a tunnel that works. What is
 //! remembered from the last run counts until the zone was read: it bridges a zone that
 //! is away, and does not bring back who has left in the meantime.
+//!
+//! Two things end a membership at once, whoever is heard: a certificate that is over, and a
+//! revocation ([`admission`]).
 
-use std::{collections::BTreeMap, fmt, time::SystemTime};
+mod admission;
+mod clock;
+#[cfg(test)]
+mod tests;
 
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+
+use ipnet::IpNet;
 use tracing::warn;
 use zonemesh_discovery::{
     advert::{
         Advert, AdvertError, BareEntry, CLOCK_SKEW, Entry, InstanceRecords, SignedAdvert, Zone,
     },
     identity::PublicKey,
+    membership::{Certified, RevocationList},
 };
 
-use crate::config::Trust;
+pub use self::{admission::Admission, clock::ClockFault};
+use self::{
+    admission::{Admitted, Complaint},
+    clock::Dates,
+};
 
 /// The most members that one node remembers: four times the mesh that this is built
 /// for (1,000 nodes), so that whoever fills the zone cannot fill the memory.
@@ -32,7 +46,7 @@ const MAX_COMPLAINTS: usize = 256;
 pub struct Roster {
     zone: Zone,
     own: PublicKey,
-    trust: Trust,
+    admission: Admission,
     /// Peers that the administrator wrote down: no advert speaks for them.
     fixed: Vec<PublicKey>,
     members: BTreeMap<PublicKey, Member>,
@@ -40,12 +54,16 @@ pub struct Roster {
     /// The highest sequence number seen in an advert of our own.
     own_sequence: u64,
     dropped: Dropped,
+    /// How the zone's adverts stand to this machine's clock.
+    dates: Dates,
 }
 
 /// One member.
 #[derive(Debug, Clone)]
 pub struct Member {
     said: Said,
+    /// What of that its certificate allows, where one is asked for.
+    admitted: Option<Box<Admitted>>,
     in_zone: bool,
     on_lan: bool,
     /// From the last run, and the zone was not read since.
@@ -61,6 +79,15 @@ pub enum Said {
     Bare(BareEntry),
 }
 
+impl Said {
+    fn node(&self) -> PublicKey {
+        match self {
+            Self::Signed(signed) => signed.advert().node,
+            Self::Bare(bare) => bare.node,
+        }
+    }
+}
+
 /// How many adverts were not used, by reason.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Dropped {
@@ -72,22 +99,31 @@ pub struct Dropped {
     pub replayed: u64,
     /// Of a node that is not trusted.
     pub foreign: u64,
+    /// Without a certificate that makes its node a member.
+    pub uncertified: u64,
+    /// Of a node that is revoked, by itself or with its invite.
+    pub revoked: u64,
     /// Beyond [`MAX_MEMBERS`].
     pub surplus: u64,
 }
 
-/// Why a node's records are not used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Complaint {
-    Advert(AdvertError),
-    Unsigned,
-    Unlisted,
-}
-
 impl Member {
-    /// Its signed advert, if it is a node of the mesh.
+    /// What counts of its signed advert, if it is a node of the mesh.
     pub fn advert(&self) -> Option<&Advert> {
-        self.signed().map(SignedAdvert::advert)
+        match &self.admitted {
+            Some(admitted) => Some(&admitted.advert),
+            None => self.signed().map(SignedAdvert::advert),
+        }
+    }
+
+    /// What the network certifies of it, where a certificate is asked for.
+    pub fn certified(&self) -> Option<&Certified> {
+        self.admitted.as_ref().map(|admitted| &admitted.certified)
+    }
+
+    /// What it claims beyond its certificate, routes and addresses: not used.
+    pub fn outside(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.admitted.iter().flat_map(|admitted| &admitted.outside).copied()
     }
 
     /// The same with what bears its signature.
@@ -104,23 +140,35 @@ impl Member {
     }
 
     fn is_current(&self, wall: SystemTime) -> bool {
-        let lapsed = self.advert().is_some_and(|advert| advert.expires + CLOCK_SKEW < wall);
-        (self.in_zone || self.on_lan || self.remembered) && !lapsed
+        (self.in_zone || self.on_lan || self.remembered) && !self.has_lapsed(wall)
+    }
+
+    fn has_lapsed(&self, wall: SystemTime) -> bool {
+        self.advert().is_some_and(|advert| advert.expires + CLOCK_SKEW < wall)
+    }
+
+    /// Whether these records say what is known of it already, so that nothing has to be
+    /// verified again: most of a zone is as it was.
+    fn is_as_in(&self, records: &InstanceRecords) -> bool {
+        self.signed().is_some_and(|signed| {
+            signed.txt() == records.txt && signed.advert().endpoint() == records.endpoint
+        })
     }
 }
 
 impl Roster {
     /// An empty roster.
-    pub fn new(zone: Zone, own: PublicKey, trust: Trust, fixed: Vec<PublicKey>) -> Self {
+    pub fn new(zone: Zone, own: PublicKey, admission: Admission, fixed: Vec<PublicKey>) -> Self {
         Self {
             zone,
             own,
-            trust,
+            admission,
             fixed,
             members: BTreeMap::new(),
             complaints: BTreeMap::new(),
             own_sequence: 0,
             dropped: Dropped::default(),
+            dates: Dates::default(),
         }
     }
 
@@ -145,6 +193,26 @@ impl Roster {
         self.own_sequence
     }
 
+    /// What seems to be wrong with this machine's clock, by the dates of what the zone showed
+    /// last.
+    pub fn clock_fault(&self) -> Option<ClockFault> {
+        self.dates.fault()
+    }
+
+    /// Takes the network's newest list of revocations. Returns whether a member went.
+    pub fn set_revocations(&mut self, list: &Arc<RevocationList>) -> bool {
+        self.admission.set_revocations(list);
+        let (admission, before) = (&self.admission, self.members.len());
+        self.members.retain(|node, member| {
+            let revoked = member.certified().and_then(|it| admission.revocation(node, it));
+            if let Some(complaint) = revoked {
+                warn!("the membership of {node} ends: {complaint}");
+            }
+            revoked.is_none()
+        });
+        self.members.len() != before
+    }
+
     /// Takes the whole view of the zone. Returns whether any member changed.
     pub fn handle_zone(
         &mut self,
@@ -156,17 +224,28 @@ impl Roster {
             member.remembered = false;
         }
         self.complaints.retain(|node, _| view.contains_key(node));
+        let suspected = std::mem::take(&mut self.dates).fault();
         let mut changed = false;
         for records in view.values() {
             changed |= self.handle_records(records, wall);
+        }
+        if let Some(fault) = self.clock_fault().filter(|fault| suspected != Some(*fault)) {
+            warn!("{}", fault.told(wall));
         }
         changed
     }
 
     /// Takes one node's records out of the zone. Returns whether a member changed.
     pub fn handle_records(&mut self, records: &InstanceRecords, wall: SystemTime) -> bool {
+        let known = self.members.get_mut(&records.node);
+        if let Some(member) = known.filter(|member| member.is_as_in(records)) {
+            member.in_zone = true;
+            self.dates.count(!member.has_lapsed(wall));
+            self.complaints.remove(&records.node);
+            return false;
+        }
         match records.verify(&self.zone, wall) {
-            Ok(entry) => self.take(entry, Source::Zone),
+            Ok(entry) => self.take(entry, Source::Zone, wall),
             Err(error) => {
                 self.complain(records.node, Complaint::Advert(error));
                 false
@@ -190,7 +269,7 @@ impl Roster {
     pub fn handle_shared(&mut self, node: &PublicKey, txt: &[Vec<u8>], wall: SystemTime) -> bool {
         match SignedAdvert::verify(&self.zone, txt, wall) {
             Ok(signed) if signed.advert().node == *node && self.members.contains_key(node) => {
-                self.take(Entry::Signed(signed), Source::Member)
+                self.take(Entry::Signed(signed), Source::Member, wall)
             }
             Ok(_) => {
                 self.dropped.foreign += 1;
@@ -206,7 +285,7 @@ impl Roster {
     fn handle_txt(&mut self, txt: &[Vec<u8>], source: Source, wall: SystemTime) -> bool {
         // Other meshes, and things that are no mesh, share the LAN: no complaint.
         match SignedAdvert::verify(&self.zone, txt, wall) {
-            Ok(signed) => self.take(Entry::Signed(signed), source),
+            Ok(signed) => self.take(Entry::Signed(signed), source, wall),
             Err(error) => {
                 self.dropped.count(error);
                 false
@@ -215,19 +294,25 @@ impl Roster {
     }
 
     /// Forgets the members that neither zone nor LAN shows any more (nor the memory,
-    /// while the zone was not read) and that
-    /// `is_heard` does not speak for. Returns whether there were any.
+    /// while the zone was not read) and that `is_heard` does not speak for; and those whose
+    /// certificate is over. Returns whether there were any.
     pub fn forget_silent(
         &mut self,
         wall: SystemTime,
         mut is_heard: impl FnMut(&PublicKey) -> bool,
     ) -> bool {
         let before = self.members.len();
-        self.members.retain(|node, member| member.is_current(wall) || is_heard(node));
+        self.members.retain(|node, member| {
+            let is_over = member.certified().is_some_and(|it| admission::is_over(it, wall));
+            if is_over {
+                warn!("the membership of {node} ends: its certificate has expired");
+            }
+            !is_over && (member.is_current(wall) || is_heard(node))
+        });
         self.members.len() != before
     }
 
-    fn take(&mut self, entry: Entry, source: Source) -> bool {
+    fn take(&mut self, entry: Entry, source: Source, wall: SystemTime) -> bool {
         let node = entry.node();
         let said = match entry {
             Entry::Signed(signed) if node == self.own => {
@@ -240,16 +325,15 @@ impl Roster {
         if node == self.own || self.fixed.contains(&node) {
             return false;
         }
-        match (&self.trust, &said) {
-            (Trust::Zone, Said::Bare(_)) => {
-                self.complain(node, Complaint::Unsigned);
+        let admitted = match self.admission.admit(&said, wall) {
+            Ok(admitted) => admitted.map(Box::new),
+            Err(complaint) => {
+                self.complain(node, complaint);
                 return false;
             }
-            (Trust::Listed(keys), _) if !keys.contains(&node) => {
-                self.complain(node, Complaint::Unlisted);
-                return false;
-            }
-            _ => {}
+        };
+        if source == Source::Zone {
+            self.dates.count(true);
         }
         self.complaints.remove(&node);
         let Some(member) = self.members.get_mut(&node) else {
@@ -259,6 +343,7 @@ impl Roster {
             }
             let member = Member {
                 said,
+                admitted,
                 in_zone: source == Source::Zone,
                 on_lan: source == Source::Lan,
                 remembered: source == Source::Memory,
@@ -285,14 +370,17 @@ impl Roster {
             Source::Member => {}
         }
         let changed = member.said != said;
-        member.said = said;
+        (member.said, member.admitted) = (said, admitted);
         changed
     }
 
     fn complain(&mut self, node: PublicKey, complaint: Complaint) {
+        self.dates.count_complaint(&complaint);
         match complaint {
             Complaint::Advert(error) => self.dropped.count(error),
             Complaint::Unsigned | Complaint::Unlisted => self.dropped.foreign += 1,
+            Complaint::Certificate(_) => self.dropped.uncertified += 1,
+            Complaint::Revoked | Complaint::InviteRevoked => self.dropped.revoked += 1,
         }
         let full = self.complaints.len() >= MAX_COMPLAINTS;
         let known = self.complaints.get(&node);
@@ -317,176 +405,5 @@ impl Dropped {
             AdvertError::Expired | AdvertError::Lease => self.expired += 1,
             _ => self.invalid += 1,
         }
-    }
-}
-
-impl fmt::Display for Complaint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Advert(error) => fmt::Display::fmt(error, f),
-            Self::Unsigned => f.write_str(
-                "they are not signed, and network.trust = \"zone\" takes none but signed ones \
-                 (to accept this key, list it)",
-            ),
-            Self::Unlisted => f.write_str("its key is not in network.keys"),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use ipnet::IpNet;
-    use zonemesh_discovery::{
-        advert::{Candidate, CandidateKind, Endpoint},
-        identity::Identity,
-    };
-
-    use super::*;
-
-    const WALL: Duration = Duration::from_secs(1_800_000_000);
-
-    fn wall() -> SystemTime {
-        SystemTime::UNIX_EPOCH + WALL
-    }
-
-    fn zone() -> Zone {
-        "mesh.example".parse().expect("a zone")
-    }
-
-    fn identity(n: u8) -> Identity {
-        Identity::from_seed(&[n; 32])
-    }
-
-    fn roster(trust: Trust) -> Roster {
-        Roster::new(zone(), identity(0).public_key(), trust, Vec::new())
-    }
-
-    fn advert(n: u8, sequence: u64) -> SignedAdvert {
-        let route: IpNet = format!("10.42.{n}.0/24").parse().expect("a prefix");
-        let advert = Advert {
-            node: identity(n).public_key(),
-            name: format!("node-{n}"),
-            addresses: vec![],
-            routes: vec![route],
-            candidates: vec![Candidate {
-                kind: CandidateKind::ServerReflexive,
-                addr: "198.51.100.7:51820".parse().expect("an address"),
-            }],
-            certificate: None,
-            sequence,
-            expires: wall() + Duration::from_secs(3600),
-        };
-        advert.sign(&identity(n), &zone()).expect("a valid advert")
-    }
-
-    fn records(signed: &SignedAdvert) -> InstanceRecords {
-        InstanceRecords {
-            node: signed.advert().node,
-            txt: signed.txt().to_vec(),
-            endpoint: signed.advert().endpoint(),
-        }
-    }
-
-    fn view(all: &[&SignedAdvert]) -> BTreeMap<PublicKey, InstanceRecords> {
-        all.iter().map(|signed| (signed.advert().node, records(signed))).collect()
-    }
-
-    fn keys(roster: &Roster) -> Vec<PublicKey> {
-        roster.members().map(|(key, _)| *key).collect()
-    }
-
-    #[test]
-    fn an_older_advert_never_replaces_a_newer_one() {
-        let mut roster = roster(Trust::Zone);
-        assert!(roster.handle_zone(&view(&[&advert(1, 7)]), wall()));
-        assert!(!roster.handle_zone(&view(&[&advert(1, 6)]), wall()));
-        assert!(!roster.handle_lan(advert(1, 6).txt(), wall()));
-        assert_eq!(roster.dropped().replayed, 2);
-        let member = roster.get(&identity(1).public_key()).expect("a member");
-        assert_eq!(member.advert().expect("signed").sequence, 7);
-    }
-
-    #[test]
-    fn one_bad_record_harms_no_other() {
-        let mut roster = roster(Trust::Zone);
-        let (good, bad) = (advert(1, 1), advert(2, 1));
-        let mut view = view(&[&good, &bad]);
-        let spoilt = view.get_mut(&bad.advert().node).expect("there");
-        spoilt.txt[2][6] ^= 1;
-        assert!(roster.handle_zone(&view, wall()));
-        assert_eq!(keys(&roster), [good.advert().node]);
-        assert_eq!(roster.dropped().invalid, 1);
-    }
-
-    #[test]
-    fn a_member_that_left_the_zone_stays_while_it_is_heard() {
-        let mut roster = roster(Trust::Zone);
-        roster.handle_zone(&view(&[&advert(1, 1)]), wall());
-        roster.handle_zone(&BTreeMap::new(), wall());
-        assert!(!roster.forget_silent(wall(), |_| true));
-        assert!(roster.forget_silent(wall(), |_| false));
-        assert!(keys(&roster).is_empty());
-    }
-
-    #[test]
-    fn a_remembered_member_counts_until_the_zone_is_read() {
-        let mut roster = roster(Trust::Zone);
-        assert!(roster.handle_remembered(advert(1, 1).txt(), wall()));
-        assert!(roster.handle_remembered(advert(2, 1).txt(), wall()));
-        assert!(!roster.forget_silent(wall(), |_| false), "the zone may be away");
-        roster.handle_zone(&view(&[&advert(1, 1)]), wall());
-        assert!(roster.forget_silent(wall(), |_| false));
-        assert_eq!(keys(&roster), [identity(1).public_key()]);
-    }
-
-    #[test]
-    fn a_lapsed_member_goes_though_the_zone_still_shows_it() {
-        let mut roster = roster(Trust::Zone);
-        roster.handle_zone(&view(&[&advert(1, 1)]), wall());
-        let later = wall() + Duration::from_secs(3600) + CLOCK_SKEW + Duration::from_secs(1);
-        assert!(!roster.forget_silent(wall(), |_| false));
-        assert!(roster.forget_silent(later, |_| false));
-    }
-
-    #[test]
-    fn only_listed_keys_are_taken_where_they_are_listed() {
-        let mut roster = roster(Trust::Listed([identity(1).public_key()].into()));
-        roster.handle_zone(&view(&[&advert(1, 1), &advert(2, 1)]), wall());
-        assert_eq!(keys(&roster), [identity(1).public_key()]);
-        assert_eq!(roster.dropped().foreign, 1);
-    }
-
-    #[test]
-    fn an_unsigned_record_counts_for_a_listed_key_alone() {
-        let node = identity(1).public_key();
-        let endpoint = Endpoint::new(51820, vec!["198.51.100.7".parse().expect("an address")]);
-        let bare = InstanceRecords { node, txt: vec![], endpoint: Some(endpoint) };
-        let view = BTreeMap::from([(node, bare)]);
-        let mut open = roster(Trust::Zone);
-        assert!(!open.handle_zone(&view, wall()));
-        let mut listed = roster(Trust::Listed([node].into()));
-        assert!(listed.handle_zone(&view, wall()));
-        assert!(matches!(listed.get(&node).expect("a member").said(), Said::Bare(_)));
-        // A signed advert takes over, and an unsigned record does not take it back.
-        assert!(listed.handle_lan(advert(1, 1).txt(), wall()));
-        assert!(!listed.handle_zone(&view, wall()));
-        assert!(listed.get(&node).expect("a member").advert().is_some());
-    }
-
-    #[test]
-    fn our_own_advert_makes_no_member_and_tells_its_sequence() {
-        let mut roster = roster(Trust::Zone);
-        assert!(!roster.handle_zone(&view(&[&advert(0, 41)]), wall()));
-        assert_eq!(roster.own_sequence(), 41);
-        assert!(keys(&roster).is_empty());
-    }
-
-    #[test]
-    fn nobody_speaks_for_a_peer_that_the_configuration_names() {
-        let fixed = vec![identity(1).public_key()];
-        let mut roster = Roster::new(zone(), identity(0).public_key(), Trust::Zone, fixed);
-        assert!(!roster.handle_zone(&view(&[&advert(1, 1)]), wall()));
     }
 }

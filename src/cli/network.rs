@@ -279,6 +279,7 @@ fn at_servers<T>(
 ) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let key = network.access.tsig.as_ref().map(|key| key.key()).transpose()?;
+    let seal = network.access.seal();
     runtime.block_on(async {
         let mut servers = network.access.servers.clone();
         if servers.is_empty() {
@@ -286,7 +287,8 @@ fn at_servers<T>(
         }
         let mut last = anyhow!("the zone {} has no server", network.zone);
         for server in servers {
-            match task(ZoneClient::new(network.zone.clone(), server, key.clone())).await {
+            let client = ZoneClient::new(network.zone.clone(), server, key.clone());
+            match task(client.sealed(seal.clone())).await {
                 Ok(done) => return Ok(done),
                 Err(error) => last = error,
             }

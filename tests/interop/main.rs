@@ -23,6 +23,7 @@ mod embedded_zone;
 mod interfaces;
 mod journal;
 mod mdns;
+mod revoke;
 mod sealed;
 mod serve;
 mod slices;

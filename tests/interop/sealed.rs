@@ -142,7 +142,7 @@ fn dump(server: &Server) -> (Vec<String>, Vec<u8>) {
     let address = server.server.address();
     let output = Command::new("dig")
         .args([&format!("@{}", address.ip()), "-p", &address.port().to_string()])
-        .args(["-y", &server.dig_key(), "+noall", "+answer", "+onesoa", ZONE, "AXFR"])
+        .args(["-y", &server.key().join(":"), "+noall", "+answer", "+onesoa", ZONE, "AXFR"])
         .output()
         .expect("dig");
     let text = String::from_utf8(output.stdout).expect("ASCII");

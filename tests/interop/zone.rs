@@ -453,9 +453,9 @@ impl Server {
         lines
     }
 
-    /// The key, as `dig -y` takes it.
-    pub(crate) fn dig_key(&self) -> String {
-        format!("{KEY_ALGORITHM}:{KEY_NAME}:{}", BASE64.encode(SECRET))
+    /// The key: its algorithm, name and secret.
+    pub(crate) fn key(&self) -> [String; 3] {
+        [KEY_ALGORITHM.to_owned(), KEY_NAME.to_owned(), BASE64.encode(SECRET)]
     }
 
     fn nsupdate(&self, lines: &[&str]) {

@@ -4,6 +4,7 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     str::FromStr,
+    sync::Arc,
     time::SystemTime,
 };
 
@@ -23,6 +24,7 @@ use super::{
 use crate::{
     advert::Zone,
     identity::PublicKey,
+    sealed::Seal,
     zone::{TsigKey, TsigKeyError},
 };
 
@@ -89,6 +91,13 @@ pub struct Access {
     pub seal_secret: Option<Secret>,
     /// The prefix length of the slices of `routes = "auto"`.
     pub slice: u8,
+}
+
+impl Access {
+    /// The seal of a sealed zone.
+    pub fn seal(&self) -> Option<Arc<Seal>> {
+        self.seal_secret.as_ref().map(|secret| Arc::new(Seal::new(secret)))
+    }
 }
 
 impl Default for Access {

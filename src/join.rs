@@ -337,7 +337,9 @@ pub fn fill_access(config: &mut Config, membership: &Membership) -> Result<(), J
         name: membership.zone().clone(),
         servers: Vec::new(),
         tsig: None,
+        seal: None,
     });
+    zone.seal = access.seal();
     if zone.name != *membership.zone() {
         config.warnings.push(format!(
             "zone.name is {}, but this node's network has the zone {}",

@@ -173,6 +173,8 @@ impl PartialEq for Seal {
     }
 }
 
+impl Eq for Seal {}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -24,10 +24,11 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     str::from_utf8,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
-use zonemesh_discovery::{advert::Zone, identity::PublicKey};
+use zonemesh_discovery::{advert::Zone, identity::PublicKey, sealed::Seal};
 
 pub use self::{
     authorities::authorities,
@@ -118,6 +119,8 @@ pub struct ZoneConfig {
     pub servers: Vec<SocketAddr>,
     /// The key that signs updates and transfers; `None` sends them unsigned.
     pub tsig: Option<TsigConfig>,
+    /// The seal of a sealed zone: the network's, never a file's.
+    pub seal: Option<Arc<Seal>>,
 }
 
 /// `zone.tsig`: a TSIG key (RFC 8945).

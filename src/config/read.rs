@@ -153,7 +153,7 @@ fn zone(mut section: Section<'_>, warnings: &mut Warnings<'_>) -> Result<ZoneCon
     };
     let tsig = section.take("tsig").map(|item| tsig(item.section()?, warnings)).transpose()?;
     section.finish()?;
-    Ok(ZoneConfig { name, servers, tsig })
+    Ok(ZoneConfig { name, servers, tsig, seal: None })
 }
 
 fn tsig(mut section: Section<'_>, warnings: &mut Warnings<'_>) -> Result<TsigConfig> {

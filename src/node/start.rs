@@ -200,8 +200,9 @@ impl Node {
         if !self.config.mdns.enabled {
             return;
         }
+        let seal = self.config.zone.as_ref().and_then(|zone| zone.seal.clone());
         match Mdns::start(&self.lan_interfaces) {
-            Ok(mdns) => self.mdns = Some(mdns),
+            Ok(mdns) => self.mdns = Some(mdns.sealed(seal)),
             Err(error) => warn!("not on the LAN: {error}"),
         }
     }
@@ -293,6 +294,7 @@ pub(super) fn start_rendezvous(
         zone: zone.name.clone(),
         servers: zone.servers.clone(),
         tsig: tsig.transpose().context("zone.tsig")?,
+        seal: zone.seal.clone(),
         node,
         ask_stun: config.stun_servers.is_empty(),
         ask_relays: config.relay.is_used() && config.relay.servers.is_empty(),

@@ -28,6 +28,7 @@ use tracing::{info, warn};
 use zonemesh_discovery::{
     advert::{InstanceRecords, SignedAdvert, Zone},
     identity::PublicKey,
+    sealed::Seal,
     zone::{TsigKey, View},
 };
 
@@ -74,6 +75,8 @@ pub struct Settings {
     pub servers: Vec<SocketAddr>,
     /// The key that signs updates and transfers.
     pub tsig: Option<TsigKey>,
+    /// The seal of a sealed zone.
+    pub seal: Option<Arc<Seal>>,
     /// This node.
     pub node: PublicKey,
     /// Whether to ask the zone for STUN servers.
@@ -176,6 +179,7 @@ mod tests {
             // Nobody answers there.
             servers: vec![SocketAddr::from(([127, 0, 0, 1], 9))],
             tsig: None,
+            seal: None,
             node: Identity::from_seed(&[1; 32]).public_key(),
             ask_stun: true,
             ask_relays: true,

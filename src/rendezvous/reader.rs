@@ -127,10 +127,10 @@ impl Reader {
     }
 
     fn clients(&self, servers: Vec<SocketAddr>) -> Vec<ZoneClient> {
-        let Settings { zone, tsig, .. } = &self.settings;
-        let clients =
-            servers.into_iter().map(|server| ZoneClient::new(zone.clone(), server, tsig.clone()));
-        clients.collect()
+        let Settings { zone, tsig, seal, .. } = &self.settings;
+        let client =
+            |server| ZoneClient::new(zone.clone(), server, tsig.clone()).sealed(seal.clone());
+        servers.into_iter().map(client).collect()
     }
 
     /// The zone's server may have moved, where the configuration does not name it.

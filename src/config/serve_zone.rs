@@ -7,6 +7,7 @@ use std::{
 
 use zonemesh_discovery::{
     advert::Zone,
+    sealed::Seal,
     zone::{
         TsigKey,
         serve::{
@@ -157,6 +158,11 @@ fn whose(section: &mut Section<'_>, base: &Path) -> Result<(Zone, Option<Network
 }
 
 impl ServeZoneConfig {
+    /// The seal of the network's zone, where it has one.
+    pub fn seal(&self) -> Option<Seal> {
+        self.network.as_ref()?.access.seal_secret.as_ref().map(Seal::new)
+    }
+
     /// The secret that the network's members and relays share.
     pub(super) fn relay_secret(&self) -> Option<Secret<String>> {
         let secret = self.network.as_ref()?.access.relay_secret.as_ref()?;

@@ -210,6 +210,7 @@ fn start_zone(
     let records = ZoneConfig {
         zone: zone.name.clone(),
         network: zone.network.as_ref().map(|network| network.key),
+        seal: zone.seal(),
         addresses: named,
         secondaries: zone.secondaries.iter().map(SocketAddr::ip).collect(),
         services: services(config),

@@ -7,7 +7,7 @@ use hickory_proto::rr::{
     rdata::{NS, SRV},
 };
 
-use crate::{advert::Zone, membership::NetworkId};
+use crate::{advert::Zone, membership::NetworkId, sealed::Seal};
 
 /// How long resolvers may keep what the zone says, in seconds: the same as nodes give
 /// their own records.
@@ -24,6 +24,8 @@ pub struct ZoneConfig {
     /// The network whose members may write their own names. Without one, only who has a
     /// TSIG key writes.
     pub network: Option<NetworkId>,
+    /// Where the zone is sealed: to open what is written, for only then can it be verified.
+    pub seal: Option<Seal>,
     /// The addresses of this host, as nodes reach it: those of `rendezvous.<zone>`, which
     /// is the zone's primary server and the target of its services.
     pub addresses: Vec<IpAddr>,
@@ -107,6 +109,7 @@ impl ZoneConfig {
         Self {
             zone,
             network: None,
+            seal: None,
             addresses: Vec::new(),
             secondaries: Vec::new(),
             services: Vec::new(),

@@ -163,7 +163,7 @@ impl ZoneStore {
         let facts = ended.map(|(_, ending)| match ending {
             Ending::Node(key) => self.lapse(&mut draft, key, now),
             Ending::Claim(slice) => {
-                draft.remove_all(&self.config.zone.slice(slice));
+                draft.remove_all(&self.config.slice_name(slice));
                 Fact::Claim(*slice, None)
             }
         });

@@ -88,8 +88,15 @@ impl ZoneStore {
             let leap = Diff { from, to: store.serial, removed: Vec::new(), added: Vec::new() };
             journal::push(&mut store.journal, Kind::Change, &leap, &[]);
         }
-        let is_fixed =
-            |record: &Record| matches!(Owner::of(&store.config.zone, &record.name), Owner::Fixed);
+        let is_fixed = |record: &Record| match store.config.owner(&record.name) {
+            Owner::Fixed => true,
+            // Of another secret: nobody can say what it is, or whose.
+            Owner::Sealed => {
+                let sets = store.records.at(&record.name);
+                store.config.strings(&record.name, sets).is_none()
+            }
+            _ => false,
+        };
         let before: Vec<Record> = store.records.iter().filter(is_fixed).collect();
         let after = store.config.fixed_records();
         let only = |these: &[Record], those: &[Record]| -> Vec<Record> {
@@ -266,7 +273,7 @@ impl ZoneStore {
         for record in &diff.added {
             self.records.add(record);
         }
-        let list = self.config.zone.revocations();
+        let list = self.config.revocations_name();
         if diff.removed.iter().chain(&diff.added).any(|record| record.name == list) {
             self.revocations = self.read_revocations();
         }

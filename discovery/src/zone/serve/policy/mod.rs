@@ -8,19 +8,14 @@
 
 use std::{collections::BTreeSet, time::SystemTime};
 
-use hickory_proto::rr::{DNSClass, RData, Record, RecordType, rdata::TXT};
+use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
 use ipnet::IpNet;
 
 use super::{
-    draft::Draft,
-    lease::Fact,
-    names::Owner,
-    records::{RrSet, encode},
-    store::ZoneStore,
-    update::UpdateError,
+    draft::Draft, lease::Fact, names::Owner, records::encode, store::ZoneStore, update::UpdateError,
 };
 use crate::{
-    advert::AdvertError,
+    advert::{AdvertError, txt::Fields},
     identity::PublicKey,
     membership::{CertificateError, RevocationError},
     zone::slice::ClaimError,
@@ -121,12 +116,12 @@ impl ZoneStore {
     /// Whether there may be such a record, whoever writes it.
     pub(super) fn check_name(&self, record: &Record) -> Result<(), UpdateError> {
         let kind = record.record_type();
-        let fits = match Owner::of(&self.config.zone, &record.name) {
+        let fits = match self.config.owner(&record.name) {
             Owner::Fixed => return Err(Refusal::Name.into()),
             Owner::Service => kind == RecordType::PTR,
             Owner::Instance(_) => matches!(kind, RecordType::SRV | RecordType::TXT),
             Owner::Host(_) => matches!(kind, RecordType::A | RecordType::AAAA),
-            Owner::Revocations | Owner::Slice(_) => kind == RecordType::TXT,
+            Owner::Revocations | Owner::Slice(_) | Owner::Sealed => kind == RecordType::TXT,
         };
         // What is not there may be deleted as often as one likes.
         if fits || record.dns_class != DNSClass::IN {
@@ -144,32 +139,88 @@ impl ZoneStore {
         writer: &Writer,
         now: SystemTime,
     ) -> Result<Vec<Fact>, Refusal> {
-        let news = self.judge_revocations(draft)?;
+        let changed = self.changed(draft)?;
+        let is_slice = |item: &&Item| matches!(item, Item::Slice(_));
+        // Two of one update would each be judged without the other.
+        if changed.iter().filter(is_slice).count() > 1 {
+            return Err(Refusal::TooMany);
+        }
+        let news = match changed.contains(&Item::Revocations) {
+            true => Some(self.judge_revocations(draft)?),
+            false => None,
+        };
         let revoked = news.as_ref().or(self.revocations.as_ref());
-        let touched: BTreeSet<PublicKey> = draft
-            .touched()
-            .filter_map(|name| match Owner::of(&self.config.zone, name) {
-                Owner::Instance(node) | Owner::Host(node) => Some(node),
-                _ => None,
-            })
-            .collect();
         let mut facts = Vec::new();
-        for key in &touched {
-            if self.is_changed(draft, key) {
-                facts.push(self.judge_node(draft, key, writer, revoked, now)?);
+        for item in &changed {
+            match item {
+                Item::Node(key) => {
+                    facts.push(self.judge_node(draft, key, writer, revoked, now)?);
+                }
+                Item::Slice(slice) => {
+                    facts.push(self.judge_slice(draft, *slice, writer, revoked, now)?);
+                }
+                Item::Revocations => {}
             }
         }
-        facts.extend(self.judge_slices(draft, writer, revoked, now)?);
         self.check_pointers(draft)?;
         // It says nothing new; a list that is full must not grow by it either.
         draft.forget(&self.config.zone.service());
-        for key in touched {
-            self.set_pointer(draft, &key);
+        for item in &changed {
+            if let Item::Node(key) = item {
+                self.set_pointer(draft, key);
+            }
         }
         if let Some(news) = &news {
             facts.extend(self.remove_revoked(draft, news));
         }
         Ok(facts)
+    }
+
+    /// What an update would really change. In a sealed zone what is new tells what it is,
+    /// and where it goes, what was there; the same that is only sealed anew is left as it
+    /// was.
+    fn changed(&self, draft: &mut Draft<'_>) -> Result<BTreeSet<Item>, Refusal> {
+        let names: Vec<Name> =
+            draft.touched().filter(|name| draft.differs(name)).cloned().collect();
+        let mut changed = BTreeSet::new();
+        for name in names {
+            let item = match self.config.owner(&name) {
+                Owner::Instance(node) | Owner::Host(node) => Item::Node(node),
+                Owner::Slice(slice) => Item::Slice(slice),
+                Owner::Revocations => Item::Revocations,
+                Owner::Service | Owner::Fixed => continue,
+                Owner::Sealed => {
+                    let old = self.config.strings(&name, self.records.at(&name));
+                    let new = self.config.strings(&name, draft.at(&name));
+                    if old.is_some() && old == new {
+                        draft.forget(&name);
+                        continue;
+                    }
+                    if new.is_none() && !draft.at(&name).is_empty() {
+                        return Err(Refusal::Unproven);
+                    }
+                    let txt = new.or(old).ok_or(Refusal::Unproven)?;
+                    self.sealed_item(&name, &txt).ok_or(Refusal::Unproven)?
+                }
+            };
+            changed.insert(item);
+        }
+        Ok(changed)
+    }
+
+    /// What stands under seal at a name; `None` where it belongs at another one.
+    fn sealed_item(&self, name: &Name, txt: &[Vec<u8>]) -> Option<Item> {
+        if *name == self.config.revocations_name() {
+            return Some(Item::Revocations);
+        }
+        let fields = Fields::read(txt).ok()?;
+        if let Ok(slice) = fields.one::<IpNet>("slice")
+            && *name == self.config.slice_name(&slice)
+        {
+            return Some(Item::Slice(slice));
+        }
+        let node: PublicKey = fields.one("pub").ok()?;
+        self.config.node_names(&node).contains(name).then_some(Item::Node(node))
     }
 
     /// The bounds of the whole zone.
@@ -207,8 +258,10 @@ impl ZoneStore {
     }
 }
 
-/// The strings of the one TXT record of a set.
-fn strings(set: Option<&RrSet>) -> Option<Vec<Vec<u8>>> {
-    let [RData::TXT(TXT { txt_data, .. })] = set?.data.as_slice() else { return None };
-    Some(txt_data.iter().map(|string| string.to_vec()).collect())
+/// One thing that updates change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Item {
+    Node(PublicKey),
+    Slice(IpNet),
+    Revocations,
 }

@@ -2,11 +2,11 @@
 //!
 //! What proves itself is an advert that verifies, that bears a certificate of the
 //! network, that is newer than any that was here, and beside which stands exactly what
-//! it derives. One without candidates that ends now is a *tombstone*: it takes the node's
+//! it derives. One without candidates that ends now is its last word: it takes the node's
 //! records out, for a plain deletion proves nothing. The number of the last advert is
 //! remembered beyond the records, so that an older one never comes back.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use hickory_proto::rr::{Name, RData, RecordType};
 
@@ -18,10 +18,10 @@ use super::{
         records::{encode, records_of},
         store::ZoneStore,
     },
-    Refusal, Writer, strings,
+    Refusal, Writer,
 };
 use crate::{
-    advert::{Advert, AdvertError, CLOCK_SKEW, Endpoint, MAX_LEASE, SignedAdvert},
+    advert::{AdvertError, CLOCK_SKEW, Endpoint, MAX_LEASE, SignedAdvert},
     identity::PublicKey,
     membership::{Certified, RevocationList},
 };
@@ -31,11 +31,6 @@ use crate::{
 const MAX_NODE_BYTES: usize = 4096;
 
 impl ZoneStore {
-    pub(super) fn is_changed(&self, draft: &Draft<'_>, key: &PublicKey) -> bool {
-        let zone = &self.config.zone;
-        [zone.instance(key), zone.host(key)].iter().any(|name| draft.differs(name))
-    }
-
     /// Whether the node's names may be as the draft has them.
     pub(super) fn judge_node(
         &self,
@@ -46,16 +41,15 @@ impl ZoneStore {
         now: SystemTime,
     ) -> Result<Fact, Refusal> {
         let zone = &self.config.zone;
-        let (instance, host) = (zone.instance(key), zone.host(key));
-        let sizes = [&instance, &host].map(|name| {
-            let records = records_of(name, draft.at(name));
-            records.filter_map(|record| encode(&record)).map(|bytes| bytes.len()).sum::<usize>()
-        });
+        let names = self.config.node_names(key);
+        let records = names.iter().flat_map(|name| records_of(name, draft.at(name)));
+        let size: usize =
+            records.filter_map(|record| encode(&record)).map(|bytes| bytes.len()).sum();
         let known = self.facts.node(key).copied();
         let sequence = known.map_or(0, |node| node.sequence);
         let invite = known.and_then(|node| node.invite);
         let trusted = writer.may_write(key);
-        match sizes.iter().sum() {
+        match size {
             0 if trusted => {
                 return Ok(Fact::Node(*key, Some(Node { sequence, invite, lease: gone(now) })));
             }
@@ -66,10 +60,10 @@ impl ZoneStore {
         if revoked.is_some_and(|list| list.contains(key)) {
             return Err(Refusal::Revoked);
         }
-        let txt = strings(draft.set(&instance, RecordType::TXT))
-            .filter(|strings| strings.iter().any(|string| string.starts_with(b"sig=")));
+        let txt = self.config.strings(&names[0], draft.at(&names[0]));
+        let txt = txt.filter(|txt| txt.iter().any(|string| string.starts_with(b"sig=")));
         let Some(txt) = txt else {
-            if !trusted {
+            if !trusted || self.config.seal.is_some() {
                 return Err(Refusal::Unproven);
             }
             return Ok(Fact::Node(*key, Some(Node { sequence, invite, lease: Lease::Open })));
@@ -94,17 +88,19 @@ impl ZoneStore {
             return Err(Refusal::Old { known: sequence });
         }
         let sequence = sequence.max(advert.sequence);
-        if is_tombstone(advert, now) {
-            draft.remove_all(&instance);
-            draft.remove_all(&host);
+        // Its last word, by its own clock.
+        if advert.is_withdrawal(now + CLOCK_SKEW) {
+            names.iter().for_each(|name| draft.remove_all(name));
             return Ok(Fact::Node(*key, Some(Node { sequence, invite, lease: gone(now) })));
         }
         if !trusted {
-            if !shows(draft, &instance, &host, advert.endpoint().as_ref()) {
+            // Under seal there is nothing beside it.
+            if let [instance, host] = names.as_slice()
+                && !shows(draft, instance, host, advert.endpoint().as_ref())
+            {
                 return Err(AdvertError::Endpoint.into());
             }
-            draft.set_ttl(&instance, TTL);
-            draft.set_ttl(&host, TTL);
+            names.iter().for_each(|name| draft.set_ttl(name, TTL));
         }
         let membership = certified.and_then(|certified| certified.not_after);
         let end = membership.map_or(advert.expires, |end| end.min(advert.expires));
@@ -135,8 +131,7 @@ impl ZoneStore {
 
     /// Removes a node's records and its place in the list of instances.
     pub(super) fn remove_node(&self, draft: &mut Draft<'_>, key: &PublicKey) {
-        draft.remove_all(&self.config.zone.instance(key));
-        draft.remove_all(&self.config.zone.host(key));
+        self.config.node_names(key).iter().for_each(|name| draft.remove_all(name));
         self.set_pointer(draft, key);
     }
 }
@@ -144,13 +139,6 @@ impl ZoneStore {
 /// Its number is remembered until every advert that it has signed has lapsed for all.
 fn gone(now: SystemTime) -> Lease {
     Lease::Gone(seconds(now + MAX_LEASE + 2 * CLOCK_SKEW))
-}
-
-/// A node that is reached nowhere and says so until now, give or take what clocks differ,
-/// has left.
-fn is_tombstone(advert: &Advert, now: SystemTime) -> bool {
-    let left = advert.expires.duration_since(now).unwrap_or(Duration::ZERO);
-    advert.candidates.is_empty() && left <= CLOCK_SKEW
 }
 
 /// Whether SRV, A and AAAA are what the advert derives, and nothing else is there.

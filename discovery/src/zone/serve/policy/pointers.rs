@@ -29,8 +29,11 @@ impl ZoneStore {
     }
 
     /// Has the list name a node that is in the zone, and no other. A list that is full
-    /// lacks who comes last: it is a hint, and a transfer tells all.
+    /// lacks who comes last: it is a hint, and a transfer tells all. A sealed zone has none.
     pub(super) fn set_pointer(&self, draft: &mut Draft<'_>, key: &PublicKey) {
+        if self.config.seal.is_some() {
+            return;
+        }
         let (service, instance) = (self.config.zone.service(), self.config.zone.instance(key));
         let list = draft.set(&service, RecordType::PTR);
         let pointer = RData::PTR(PTR(instance.clone()));

@@ -1,11 +1,9 @@
 //! The network's list of revocations, which anybody may bring: it is signed by the
 //! network's key, and numbered. Those whom it names leave the zone with it.
 
-use hickory_proto::rr::RecordType;
-
 use super::{
     super::{config::TTL, draft::Draft, lease::Fact, store::ZoneStore},
-    Refusal, strings,
+    Refusal,
 };
 use crate::membership::RevocationList;
 
@@ -17,21 +15,19 @@ impl ZoneStore {
 
     /// The list that the records make; one that does not verify is none.
     pub(in super::super) fn read_revocations(&self) -> Option<RevocationList> {
-        let set = self.records.set(&self.config.zone.revocations(), RecordType::TXT);
-        RevocationList::from_txt(&strings(set)?, self.config.network.as_ref()?).ok()
+        let name = self.config.revocations_name();
+        let txt = self.config.strings(&name, self.records.at(&name))?;
+        RevocationList::from_txt(&txt, self.config.network.as_ref()?).ok()
     }
 
-    /// The list that an update brings, where it does.
+    /// The list that an update brings.
     pub(super) fn judge_revocations(
         &self,
         draft: &mut Draft<'_>,
-    ) -> Result<Option<RevocationList>, Refusal> {
-        let name = self.config.zone.revocations();
-        if !draft.differs(&name) {
-            return Ok(None);
-        }
+    ) -> Result<RevocationList, Refusal> {
+        let name = self.config.revocations_name();
         let network = self.config.network.as_ref().ok_or(Refusal::Unproven)?;
-        let txt = strings(draft.set(&name, RecordType::TXT)).ok_or(Refusal::Unproven)?;
+        let txt = self.config.strings(&name, draft.at(&name)).ok_or(Refusal::Unproven)?;
         let list = RevocationList::from_txt(&txt, network)?;
         match &self.revocations {
             Some(known) if known.number() >= list.number() => {
@@ -39,7 +35,7 @@ impl ZoneStore {
             }
             _ => {
                 draft.set_ttl(&name, TTL);
-                Ok(Some(list))
+                Ok(list)
             }
         }
     }
@@ -61,7 +57,7 @@ impl ZoneStore {
         });
         let claims: Vec<_> = claims.map(|(slice, _)| *slice).collect();
         for slice in &claims {
-            draft.remove_all(&self.config.zone.slice(slice));
+            draft.remove_all(&self.config.slice_name(slice));
         }
         let nodes = revoked.into_iter().map(|key| Fact::Node(key, None));
         nodes.chain(claims.into_iter().map(|slice| Fact::Claim(slice, None))).collect()

@@ -3,7 +3,6 @@
 
 use std::time::SystemTime;
 
-use hickory_proto::rr::RecordType;
 use ipnet::IpNet;
 
 use super::{
@@ -11,10 +10,9 @@ use super::{
         config::TTL,
         draft::Draft,
         lease::{Claim, Fact, seconds},
-        names::Owner,
         store::ZoneStore,
     },
-    Refusal, Writer, strings,
+    Refusal, Writer,
 };
 use crate::{
     advert::CLOCK_SKEW,
@@ -27,32 +25,8 @@ use crate::{
 const MAX_CLAIMS: usize = 4;
 
 impl ZoneStore {
-    /// Whether the claims that an update changes may be as the draft has them.
-    pub(super) fn judge_slices(
-        &self,
-        draft: &mut Draft<'_>,
-        writer: &Writer,
-        revoked: Option<&RevocationList>,
-        now: SystemTime,
-    ) -> Result<Vec<Fact>, Refusal> {
-        let zone = &self.config.zone;
-        let changed: Vec<IpNet> = draft
-            .touched()
-            .filter(|name| draft.differs(name))
-            .filter_map(|name| match Owner::of(zone, name) {
-                Owner::Slice(slice) => Some(slice),
-                _ => None,
-            })
-            .collect();
-        let mut facts = Vec::new();
-        for slice in changed {
-            facts.push(self.judge_slice(draft, slice, writer, revoked, now)?);
-        }
-        // Two of one update would each be judged without the other.
-        if facts.len() > 1 { Err(Refusal::TooMany) } else { Ok(facts) }
-    }
-
-    fn judge_slice(
+    /// Whether a claim may be as the draft has it.
+    pub(super) fn judge_slice(
         &self,
         draft: &mut Draft<'_>,
         slice: IpNet,
@@ -61,12 +35,11 @@ impl ZoneStore {
         now: SystemTime,
     ) -> Result<Fact, Refusal> {
         let zone = &self.config.zone;
-        let name = zone.slice(&slice);
-        let set = draft.set(&name, RecordType::TXT);
-        if set.is_none() && *writer == Writer::Administrator {
+        let name = self.config.slice_name(&slice);
+        if draft.at(&name).is_empty() && *writer == Writer::Administrator {
             return Ok(Fact::Claim(slice, None));
         }
-        let txt = strings(set).ok_or(Refusal::Unproven)?;
+        let txt = self.config.strings(&name, draft.at(&name)).ok_or(Refusal::Unproven)?;
         let signed = SignedClaim::verify(zone, &slice, &txt, now)?;
         let claim = signed.claim();
         let node = claim.node;

@@ -42,12 +42,17 @@ pub(super) fn certificate(token: &Token, node: &PublicKey) -> Option<Vec<u8>> {
     Some(member.expect("within the limits").chain().as_bytes().to_vec())
 }
 
-fn member_advert(identity: &Identity, sequence: u64) -> Advert {
+/// An advert with this certificate.
+pub(super) fn advert(identity: &Identity, certificate: Option<Vec<u8>>) -> Advert {
+    Advert { certificate, ..advert_of(identity, 5, 3600, 4000) }
+}
+
+pub(super) fn member_advert(identity: &Identity, sequence: u64) -> Advert {
     let certificate = certificate(&invite(), &identity.public_key());
     Advert { certificate, ..advert_of(identity, sequence, 3600, 4000) }
 }
 
-fn tombstone(identity: &Identity, sequence: u64) -> Advert {
+pub(super) fn last_word(identity: &Identity, sequence: u64) -> Advert {
     Advert { candidates: Vec::new(), expires: now(), ..member_advert(identity, sequence) }
 }
 
@@ -217,7 +222,7 @@ fn an_older_advert_never_comes_back() {
     let old = publish(&identity, &member_advert(&identity, 5));
     assert_eq!(write(&mut store, publish(&identity, &member_advert(&identity, 6))), Ok(()));
     assert_eq!(refused(write(&mut store, old.clone())), Refusal::Old { known: 6 });
-    assert_eq!(write(&mut store, publish(&identity, &tombstone(&identity, 7))), Ok(()));
+    assert_eq!(write(&mut store, publish(&identity, &last_word(&identity, 7))), Ok(()));
     assert_eq!(store.nodes(), 0);
     assert_eq!(refused(write(&mut store, old.clone())), Refusal::Old { known: 7 });
     // Neither after a restart, nor when the records have been swept.
@@ -237,14 +242,14 @@ fn an_older_advert_never_comes_back() {
 }
 
 #[test]
-fn a_tombstone_takes_a_node_out_and_its_deletions_are_done() {
+fn its_last_word_takes_a_node_out_and_its_deletions_are_done() {
     let mut store = members();
     let empty = text(&store);
     let identity = node(1);
     write(&mut store, publish(&identity, &member_advert(&identity, 5))).expect("a member");
     // Others cannot write one.
     let other = node(2);
-    let forged = Advert { node: other.public_key(), ..tombstone(&identity, 9) };
+    let forged = Advert { node: other.public_key(), ..last_word(&identity, 9) };
     let mut records = publish(&other, &forged);
     records.iter_mut().for_each(|record| {
         let instance = record.name == zone().instance(&other.public_key());
@@ -252,11 +257,11 @@ fn a_tombstone_takes_a_node_out_and_its_deletions_are_done() {
         record.name = if instance { zone().instance(&own) } else { zone().host(&own) };
     });
     refused(write(&mut store, records));
-    assert_eq!(write(&mut store, publish(&identity, &tombstone(&identity, 6))), Ok(()));
+    assert_eq!(write(&mut store, publish(&identity, &last_word(&identity, 6))), Ok(()));
     assert_eq!(text(&store), empty);
     assert_eq!(write(&mut store, vec![delete(&pointer(&identity))]), Ok(()));
     // One that would end later is an advert like any other.
-    let late = Advert { expires: after(3600), ..tombstone(&identity, 7) };
+    let late = Advert { expires: after(3600), ..last_word(&identity, 7) };
     assert_eq!(write(&mut store, publish(&identity, &late)), Ok(()));
     assert_eq!(store.nodes(), 1);
 }

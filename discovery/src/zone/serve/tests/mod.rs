@@ -19,6 +19,7 @@ use crate::{
 mod journal;
 mod members;
 mod query;
+mod sealed;
 mod slices;
 mod update;
 

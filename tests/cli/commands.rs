@@ -14,7 +14,7 @@ fn the_help_names_every_command_and_none_that_is_not_there() {
     let output = run(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
     let help = stdout(&output);
-    for command in ["up", "status", "ping", "netcheck", "lab"] {
+    for command in ["up", "serve", "status", "ping", "netcheck", "network", "lab"] {
         assert!(help.contains(&format!("\n  {command} ")), "{command}:\n{help}");
         let output = run(&[command, "--help"]);
         assert_eq!(output.status.code(), Some(0), "{command}");

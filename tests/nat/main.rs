@@ -19,6 +19,7 @@ mod plain_peer;
 mod port_mappings;
 mod records;
 mod relays;
+mod sealed;
 mod services;
 mod stage;
 mod stream;

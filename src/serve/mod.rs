@@ -28,6 +28,7 @@ use std::{
     future::Future,
     io,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     thread::{self, JoinHandle},
 };
 
@@ -199,6 +200,12 @@ fn start_zone(
     interfaces: &[InterfaceAddress],
 ) -> anyhow::Result<zone::Serving> {
     let tls = config.tls.as_ref().map(tls::config).transpose()?;
+    let tls = tls.map(|tls| {
+        let mut tls = rustls::ServerConfig::clone(&tls);
+        // Transfers under TLS want it named (RFC 9103 §7.1).
+        tls.alpn_protocols = vec![b"dot".to_vec()];
+        Arc::new(tls)
+    });
     let named = named(zone, addresses);
     if named.is_empty() {
         warn!(

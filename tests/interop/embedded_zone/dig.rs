@@ -1,6 +1,11 @@
 //! `dig` and `nsupdate`.
 
-use super::{KEY, SECRET, Served, ZONE, advert, labels, long_advert, node};
+use std::process::Command;
+
+use tempfile::TempDir;
+use zonemesh::lab::{namespace::run, programs};
+
+use super::{KEY, SECRET, Served, ZONE, advert, dig_at, free_port, labels, long_advert, node};
 
 /// The section of dig's words, line by line.
 fn section(text: &str, name: &str) -> Vec<String> {
@@ -164,4 +169,26 @@ async fn what_was_answered_is_there_after_a_kill() {
     }
     let whole = served.dig(&[ZONE, "AXFR"]);
     assert_eq!(count(&whole, "TXT"), 20, "{}", served.log());
+}
+
+#[test]
+fn dig_asks_under_tls() {
+    programs::require(&["openssl"]).expect("programs");
+    let folder = TempDir::new().expect("a folder");
+    let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+    let mut openssl = Command::new("openssl");
+    openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]);
+    openssl.args(["-nodes", "-days", "1", "-subj", "/CN=rendezvous.mesh.example", "-keyout"]);
+    run(openssl.arg(&key).arg("-out").arg(&cert), "").expect("a certificate");
+    let port = free_port();
+    let tls = format!(
+        "tls_listen = [\"127.0.0.1:{}\"]\ntls_cert_file = {cert:?}\ntls_key_file = {key:?}",
+        free_port()
+    );
+    let served = Served::start_with(&tls, &format!("tls_listen = [\"127.0.0.1:{port}\"]"));
+    for arguments in [&[ZONE, "SOA"][..], &[ZONE, "AXFR"]] {
+        let answer = dig_at(port, &[&["+tls"], arguments].concat());
+        assert!(answer.contains("rendezvous.mesh.example. hostmaster"), "{answer}");
+    }
+    assert!(served.log().contains("serving the zone by TLS"));
 }

@@ -24,10 +24,12 @@ pub struct Claims {
     pub own: Vec<IpNet>,
     /// This node's key, which takes part when a route is contested.
     pub own_key: Option<PublicKey>,
+    /// The prefixes that this node's invite allows.
+    pub own_invite: Vec<IpNet>,
     /// What the administrator gave to the static peers: it wins over adverts.
     pub fixed: Vec<(PublicKey, IpNet)>,
     /// What nodes advertise.
-    pub advertised: Vec<(PublicKey, IpNet)>,
+    pub advertised: Vec<Advertised>,
     /// What nodes advertise beyond their certificates.
     pub uncertified: Vec<(PublicKey, IpNet)>,
     /// The networks of the overlay interface's own addresses: what the administrator
@@ -38,6 +40,35 @@ pub struct Claims {
     /// Public addresses that must stay outside the tunnel: the zone's server, the
     /// STUN servers, the peers' own public candidates.
     pub underlay: Vec<IpAddr>,
+}
+
+/// A prefix that a node advertises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Advertised {
+    /// The prefix.
+    pub route: IpNet,
+    /// Who.
+    pub claimant: PublicKey,
+    /// How closely the claimant was invited for it: the length of the narrowest prefix of its
+    /// invite that holds it; 0 where nobody invited it.
+    pub invited: u8,
+}
+
+impl Advertised {
+    /// What `claimant`, whose invite allows these prefixes, advertises.
+    pub fn new(claimant: PublicKey, route: IpNet, invite: &[IpNet]) -> Self {
+        Self { route, claimant, invited: closeness(&route, invite) }
+    }
+
+    /// Whether of two that claim the same this one has it.
+    fn beats(&self, other: &Self) -> bool {
+        (other.invited, self.claimant) < (self.invited, other.claimant)
+    }
+}
+
+/// The length of the narrowest of these prefixes that holds the route.
+fn closeness(route: &IpNet, invite: &[IpNet]) -> u8 {
+    invite.iter().filter(|prefix| prefix.contains(route)).map(IpNet::prefix_len).max().unwrap_or(0)
 }
 
 /// Whose prefixes count, and which claims do not.
@@ -65,6 +96,9 @@ pub struct Refusal {
 pub enum RefusalReason {
     /// Another node claims the very same prefix and has the lower public key.
     LostTo(PublicKey),
+    /// Another node, which was invited for fewer prefixes than the claimant, has it or a wider
+    /// one.
+    Invited(PublicKey),
     /// The configuration gives it to this static peer.
     Static(PublicKey),
     /// It is this node's own prefix, or lies inside one.
@@ -82,28 +116,28 @@ pub enum RefusalReason {
 impl Claims {
     /// Decides whose prefixes count.
     ///
-    /// Of two nodes that claim the same prefix the one with the lower public key has
-    /// it, on every node alike: the order of arrival cannot matter. A node's own
-    /// prefixes stay its own even where it lost them in the eyes of the others, so
-    /// that no advert takes a machine's containers away from it.
+    /// Of two nodes that claim the same prefix the one that was invited for fewer has it,
+    /// and of two that were invited alike the one with the lower public key; on every node
+    /// alike, for the order of arrival cannot matter. Nor does a part of a prefix go to
+    /// somebody who was invited for more than the prefix's owner was. A node's own prefixes
+    /// stay its own even where it lost them in the eyes of the others, so that no advert takes
+    /// a machine's containers away from it.
     pub fn resolve(&self) -> Resolved {
         let mut resolved = Resolved::default();
         let mut owners: BTreeMap<IpNet, PublicKey> = BTreeMap::new();
         for (key, route) in &self.fixed {
             owners.entry(*route).or_insert(*key);
         }
+        let best = self.best();
         // In order, because there may be many times many: every member brings both.
         let underlay: BTreeSet<IpAddr> = self.underlay.iter().copied().collect();
-        let mut advertised = self.advertised.clone();
-        advertised.sort_unstable();
-        for (claimant, route) in advertised {
-            let reason = self.refuse(route, &underlay).or_else(|| match owners.get(&route) {
-                Some(owner) if self.fixed.contains(&(*owner, route)) => {
-                    Some(RefusalReason::Static(*owner))
-                }
-                Some(owner) if *owner != claimant => Some(RefusalReason::LostTo(*owner)),
-                _ => None,
-            });
+        for advertised in &self.advertised {
+            let Advertised { route, claimant, .. } = *advertised;
+            let fixed = self.fixed.iter().find(|(_, fixed)| *fixed == route);
+            let reason = self
+                .refuse(route, &underlay)
+                .or_else(|| fixed.map(|(owner, _)| RefusalReason::Static(*owner)))
+                .or_else(|| lost(advertised, &best));
             match reason {
                 Some(reason) => {
                     resolved.refused.insert(Refusal { route, claimant, reason });
@@ -118,17 +152,31 @@ impl Claims {
             resolved.refused.insert(Refusal { route: *route, claimant: *claimant, reason });
         }
         // To be told: a route of our own that the others give to somebody else.
-        for (claimant, route) in &self.advertised {
-            let contested = self.own.contains(route);
-            if let Some(own_key) = self.own_key.filter(|own| contested && claimant < own) {
-                let reason = RefusalReason::LostTo(*claimant);
-                resolved.refused.insert(Refusal { route: *route, claimant: own_key, reason });
+        let own = self.own_key.into_iter().flat_map(|key| {
+            self.own.iter().map(move |route| Advertised::new(key, *route, &self.own_invite))
+        });
+        for own in own {
+            if let Some(reason) = lost(&own, &best) {
+                let Advertised { route, claimant, .. } = own;
+                resolved.refused.insert(Refusal { route, claimant, reason });
             }
         }
         for (route, key) in owners {
             resolved.routes.entry(key).or_default().insert(route);
         }
         resolved
+    }
+
+    /// Of each prefix the claim that beats all others.
+    fn best(&self) -> BTreeMap<IpNet, Advertised> {
+        let mut best: BTreeMap<IpNet, Advertised> = BTreeMap::new();
+        for advertised in &self.advertised {
+            let known = best.entry(advertised.route).or_insert(*advertised);
+            if advertised.beats(known) {
+                *known = *advertised;
+            }
+        }
+        best
     }
 
     fn refuse(&self, route: IpNet, underlay: &BTreeSet<IpAddr>) -> Option<RefusalReason> {
@@ -149,6 +197,21 @@ impl Claims {
     }
 }
 
+/// Why somebody else has what is claimed here, where that is so.
+fn lost(claim: &Advertised, best: &BTreeMap<IpNet, Advertised>) -> Option<RefusalReason> {
+    let same = best.get(&claim.route).filter(|best| best.claimant != claim.claimant);
+    if let Some(winner) = same.filter(|best| best.beats(claim)) {
+        let by_key = winner.invited == claim.invited;
+        let reason = if by_key { RefusalReason::LostTo } else { RefusalReason::Invited };
+        return Some(reason(winner.claimant));
+    }
+    let wider = std::iter::successors(claim.route.supernet(), IpNet::supernet);
+    let mut wider = wider.filter_map(|prefix| best.get(&prefix));
+    let owner =
+        wider.find(|other| other.claimant != claim.claimant && other.invited > claim.invited);
+    owner.map(|owner| RefusalReason::Invited(owner.claimant))
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { route, claimant, reason } = self;
@@ -156,6 +219,9 @@ impl fmt::Display for Refusal {
         match reason {
             RefusalReason::LostTo(winner) => {
                 write!(f, "{winner} claims it too and has the lower key")
+            }
+            RefusalReason::Invited(winner) => {
+                write!(f, "{winner}, whose invite is for fewer prefixes, has it")
             }
             RefusalReason::Static(peer) => write!(f, "the configuration gives it to {peer}"),
             RefusalReason::Own => write!(f, "it is this node's own"),
@@ -245,15 +311,64 @@ mod tests {
     #[test]
     fn the_lower_key_has_a_contested_route_in_whatever_order_it_came() {
         let route = net("10.42.9.0/24");
-        let forth =
-            Claims { advertised: vec![(key(2), route), (key(1), route)], ..Claims::default() };
-        let back =
-            Claims { advertised: vec![(key(1), route), (key(2), route)], ..Claims::default() };
+        let forth = Claims {
+            advertised: vec![uninvited(2, route), uninvited(1, route)],
+            ..Claims::default()
+        };
+        let back = Claims {
+            advertised: vec![uninvited(1, route), uninvited(2, route)],
+            ..Claims::default()
+        };
         let resolved = forth.resolve();
         assert_eq!(resolved, back.resolve());
         assert_eq!(resolved.routes, BTreeMap::from([(key(1), BTreeSet::from([route]))]));
         let told = Refusal { route, claimant: key(2), reason: RefusalReason::LostTo(key(1)) };
         assert_eq!(resolved.refused, BTreeSet::from([told]));
+    }
+
+    fn uninvited(n: u8, route: IpNet) -> Advertised {
+        Advertised::new(key(n), route, &[])
+    }
+
+    #[test]
+    fn who_was_invited_for_less_keeps_it_from_who_was_invited_for_more() {
+        let (network, slice) = (net("10.42.0.0/16"), net("10.42.7.0/24"));
+        let part = net("10.42.7.128/25");
+        let thief = |route| Advertised::new(key(1), route, &[network]);
+        let owner = Advertised::new(key(9), slice, &[slice]);
+        for stolen in [slice, part, net("10.42.7.9/32")] {
+            let claims = Claims { advertised: vec![thief(stolen), owner], ..Claims::default() };
+            let resolved = claims.resolve();
+            assert_eq!(resolved.routes, BTreeMap::from([(key(9), BTreeSet::from([slice]))]));
+            let reason = RefusalReason::Invited(key(9));
+            let told = Refusal { route: stolen, claimant: key(1), reason };
+            assert_eq!(resolved.refused, BTreeSet::from([told]));
+        }
+        // A gateway for all that nobody else has is no thief.
+        let claims = Claims { advertised: vec![thief(network), owner], ..Claims::default() };
+        assert!(claims.resolve().refused.is_empty());
+        // Among those that were invited alike the narrower prefix counts, as in any routing.
+        let other = Advertised::new(key(2), part, &[network]);
+        let claims = Claims { advertised: vec![thief(slice), other], ..Claims::default() };
+        assert!(claims.resolve().refused.is_empty());
+    }
+
+    #[test]
+    fn a_thief_of_our_own_route_is_refused_and_an_owner_of_it_is_told() {
+        let (network, slice) = (net("10.42.0.0/16"), net("10.42.7.0/24"));
+        let seen_by = |own: u8, own_invite, advertised| Claims {
+            own: vec![slice],
+            own_key: Some(key(own)),
+            own_invite: vec![own_invite],
+            advertised: vec![advertised],
+            ..Claims::default()
+        };
+        let owner = seen_by(9, slice, Advertised::new(key(1), slice, &[network])).resolve();
+        let refused = |n, reason| Refusal { route: slice, claimant: key(n), reason };
+        assert_eq!(owner.refused, BTreeSet::from([refused(1, RefusalReason::Own)]));
+        let thief = seen_by(1, network, Advertised::new(key(9), slice, &[slice])).resolve();
+        let told = refused(1, RefusalReason::Invited(key(9)));
+        assert!(thief.refused.contains(&told));
     }
 
     #[test]
@@ -262,7 +377,7 @@ mod tests {
         let seen_by = |own: u8, other: u8| Claims {
             own: vec![route],
             own_key: Some(key(own)),
-            advertised: vec![(key(other), route)],
+            advertised: vec![uninvited(other, route)],
             ..Claims::default()
         };
         let winner = seen_by(1, 2).resolve();
@@ -296,7 +411,7 @@ mod tests {
                 "::/0",
                 "10.99.0.7/32",
             ]
-            .map(|route| (key(1), net(route)))
+            .map(|route| uninvited(1, net(route)))
             .to_vec(),
             ..Claims::default()
         };
@@ -314,7 +429,7 @@ mod tests {
         let route = net("10.42.2.0/24");
         let mut claims = Claims {
             connected: vec![net("10.0.0.0/8")],
-            advertised: vec![(key(1), route)],
+            advertised: vec![uninvited(1, route)],
             ..Claims::default()
         };
         assert!(claims.resolve().routes.is_empty());
@@ -326,7 +441,7 @@ mod tests {
     fn a_wider_route_than_our_own_is_followed() {
         let claims = Claims {
             own: vec![net("10.42.1.0/24")],
-            advertised: vec![(key(1), net("10.42.0.0/16"))],
+            advertised: vec![uninvited(1, net("10.42.0.0/16"))],
             ..Claims::default()
         };
         assert_eq!(claims.resolve().routes[&key(1)], BTreeSet::from([net("10.42.0.0/16")]));

@@ -35,6 +35,7 @@ fn a_token_lets_a_node_in_within_its_limits() {
         routes: nets(&["10.42.1.0/24"]),
         groups: vec!["lab".to_owned()],
         invite: token.invite(),
+        invited: invite_limits().routes().to_vec(),
         not_after: Some(now() + YEAR),
     };
     assert_eq!(kept.certified(&node(), now()), Ok(certified.clone()));

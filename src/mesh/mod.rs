@@ -44,7 +44,7 @@ use self::{
     translator::Translator,
     turns::Turns,
 };
-use crate::plan::{Claims, Refusal, Resolved};
+use crate::plan::{self, Claims, Refusal, Resolved};
 
 /// After how long a session in use is renewed: after two minutes (REKEY_AFTER_TIME) by
 /// who started it, and where idle, with the keepalive after three (REJECT_AFTER_TIME).
@@ -70,6 +70,8 @@ pub struct Settings {
     pub private_key: [u8; 32],
     /// The prefixes behind it.
     pub routes: Vec<IpNet>,
+    /// The prefixes that its invite allows.
+    pub invite: Vec<IpNet>,
     /// The networks of its overlay addresses.
     pub overlay: Vec<IpNet>,
     /// The static peers and their prefixes.
@@ -444,6 +446,7 @@ impl Mesh {
         let mut claims = Claims {
             own: self.settings.routes.clone(),
             own_key: Some(self.settings.own),
+            own_invite: self.settings.invite.clone(),
             overlay: self.settings.overlay.clone(),
             connected: self.connected.iter().copied().collect(),
             underlay: self.services.clone(),
@@ -455,7 +458,10 @@ impl Mesh {
         for (node, member) in members() {
             let bare = || if let Said::Bare(bare) = member.said() { &bare.routes[..] } else { &[] };
             let routes = member.advert().map_or_else(bare, |advert| &advert.routes);
-            claims.advertised.extend(routes.iter().map(|route| (*node, *route)));
+            let invite = member.certified().map_or(&[][..], |certified| &certified.invited);
+            let advertised =
+                routes.iter().map(|route| plan::Advertised::new(*node, *route, invite));
+            claims.advertised.extend(advertised);
             claims.uncertified.extend(member.outside().map(|route| (*node, route)));
             let advert = member.advert().into_iter().flat_map(|advert| &advert.candidates);
             claims.underlay.extend(advert.map(|c| c.addr.ip()).filter(|ip| is_public(*ip)));

@@ -100,6 +100,7 @@ impl Node {
             own: identity.public_key(),
             private_key: identity.wireguard_private_key(),
             routes: routes.clone(),
+            invite: settled.iter().flat_map(|it| it.certified.invited.clone()).collect(),
             overlay: config.interface.addresses.iter().map(IpNet::trunc).collect(),
             fixed: config.peers.iter().map(|peer| (peer.public_key, peer.routes.clone())).collect(),
             hard: config.hard_nats,

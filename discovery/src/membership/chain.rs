@@ -230,6 +230,8 @@ pub struct Certified {
     pub groups: Vec<String>,
     /// The invite that let it in.
     pub invite: InviteId,
+    /// The prefixes that the invite allows: the network's word, where `routes` is the node's.
+    pub invited: Vec<IpNet>,
     /// When its membership ends; `None`: never.
     pub not_after: Option<SystemTime>,
 }
@@ -333,6 +335,7 @@ impl Chain {
             routes: self.limits.routes().to_vec(),
             groups: self.limits.groups().to_vec(),
             invite: self.invite.invite,
+            invited: self.invite.limits.routes().to_vec(),
             not_after: self.validity.not_after(),
         })
     }

@@ -8,13 +8,10 @@ use std::{
 };
 
 use tempfile::TempDir;
-use zonemesh::{
-    lab::zone_server::{KEY_ALGORITHM, ZoneServerKind},
-    network::NetworkFile,
-};
+use zonemesh::{lab::zone_server::ZoneServerKind, network::NetworkFile};
 use zonemesh_discovery::{identity::Identity, zone::ZoneClient};
 
-use crate::zone::{KEY_NAME, Server, ZONE};
+use crate::zone::{Server, ZONE};
 
 #[tokio::test]
 async fn on_bind() {
@@ -33,11 +30,7 @@ async fn lists_of_two_administrators_become_one(kind: ZoneServerKind, is_sealed:
     let mut init = vec!["init", ZONE, "--routes", "10.42.0.0/16", "--server", &address];
     init.extend(is_sealed.then_some("--sealed"));
     done(&network(one.path(), &init));
-    let [_, _, secret] = server.key();
-    let tsig =
-        format!("{{ name = {KEY_NAME:?}, algorithm = {KEY_ALGORITHM:?}, secret = {secret:?} }}");
-    let mut file = OpenOptions::new().append(true).open(one.path().join("network.toml"));
-    writeln!(file.as_mut().expect("is there"), "tsig = {tsig}").expect("is written");
+    add_tsig(one.path(), &server);
     for file in ["network.key", "network.toml", "revocations"] {
         fs::copy(one.path().join(file), two.path().join(file)).expect("is copied");
     }
@@ -59,14 +52,22 @@ async fn lists_of_two_administrators_become_one(kind: ZoneServerKind, is_sealed:
     assert_eq!(seen.is_none(), is_sealed, "without the seal");
 }
 
-fn network(dir: &Path, arguments: &[&str]) -> Output {
+/// Hands the server's key on with the network's file.
+pub(crate) fn add_tsig(dir: &Path, server: &Server) {
+    let [algorithm, name, secret] = server.key();
+    let tsig = format!("{{ name = {name:?}, algorithm = {algorithm:?}, secret = {secret:?} }}");
+    let file = OpenOptions::new().append(true).open(dir.join("network.toml"));
+    writeln!(file.expect("is there"), "tsig = {tsig}").expect("is written");
+}
+
+pub(crate) fn network(dir: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zonemesh"));
     command.arg("network").args(arguments).arg("--dir").arg(dir);
     command.output().expect("it starts")
 }
 
 /// What it told people, which it did with success.
-fn done(output: &Output) -> String {
+pub(crate) fn done(output: &Output) -> String {
     let told = String::from_utf8(output.stderr.clone()).expect("text");
     assert!(output.status.success(), "{told}");
     told

@@ -519,7 +519,7 @@ fn rubbish_server(answer: fn(&[u8]) -> Vec<u8>) -> SocketAddr {
 }
 
 /// A port that is free for UDP and TCP.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     loop {
         let tcp = TcpListener::bind((LOOPBACK, 0)).expect("a port");
         let port = tcp.local_addr().expect("bound").port();

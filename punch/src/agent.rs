@@ -69,7 +69,7 @@ use crate::{
     budget::Budget,
     candidate::{Candidate, CandidateKind, canonical},
     check::{Check, CheckKeys, OpenError, Username},
-    pair::{Pair, SILENCE, Tier, Use},
+    pair::{Pair, Tier},
     quality::Quality,
     replay::Replay,
     route::{LocalRelay, Route, Via},
@@ -166,6 +166,8 @@ pub struct Agent {
     nominating: Option<(Route, u64)>,
     /// What the controlling peer nominated last, and when by its clock.
     nominated: Option<(Route, u64)>,
+    /// Until when the peer's choice of a better pair is waited for.
+    choice_by: Option<Instant>,
     /// A pair that was faster than the selected one, and how often.
     gaining: Option<(Route, u32)>,
     replay: Replay,
@@ -207,6 +209,7 @@ impl Agent {
             told: false,
             nominating: None,
             nominated: None,
+            choice_by: None,
             gaining: None,
             replay: Replay::default(),
             in_flight: VecDeque::new(),
@@ -340,16 +343,10 @@ impl Agent {
     pub fn note_data_received(&mut self, from: Route, at: Instant) {
         self.traffic.received(at);
         let from = plain(from);
-        let must_tell = self.keys.controlling() && !self.told;
-        let is_idle = self.usage(from, at) == Use::Idle && !must_tell;
+        // WireGuard's own packets hold an idle pair.
+        self.put_off(from, at);
         match self.pair_mut(from) {
-            Some(pair) => {
-                pair.note_data(at);
-                // WireGuard's own packets hold an idle pair.
-                if is_idle && !pair.urgent && pair.unanswered() == 0 {
-                    pair.due = Some(at + SILENCE);
-                }
-            }
+            Some(pair) => pair.note_data(at),
             // The peer's NAT maps anew, and its data is here before its checks.
             None => {
                 if let Some(pair) = self.pair_or_learn(from, CandidateKind::PeerReflexive, at) {
@@ -410,7 +407,8 @@ impl Agent {
         }
         let checks = self.pairs.iter().filter_map(|pair| pair.due).chain(self.mtu.due());
         let checks = checks.min().map(|due| due.max(self.checks.free_at()));
-        let due = checks.into_iter().chain(self.punching_due()).chain(self.hard_due()).min()?;
+        let due = checks.into_iter().chain(self.punching_due()).chain(self.hard_due());
+        let due = due.chain(self.choice_by).min()?;
         Some(due.max(self.now))
     }
 

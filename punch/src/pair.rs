@@ -195,6 +195,8 @@ pub(crate) struct Pair {
     triggers: Budget,
     pub(crate) last_sent: Option<Instant>,
     pub(crate) last_answer: Option<Instant>,
+    /// Since when it works.
+    pub(crate) valid_since: Option<Instant>,
     /// When a check of the peer came from there.
     pub(crate) last_heard: Option<Instant>,
     /// When WireGuard's packets came from there.
@@ -229,6 +231,7 @@ impl Pair {
             triggers: Budget::new(TRIGGER_INTERVAL, TRIGGER_BURST, now),
             last_sent: None,
             last_answer: None,
+            valid_since: None,
             last_heard: None,
             last_data: None,
             last_arrival: None,
@@ -408,7 +411,10 @@ impl Pair {
                 quality.answered(sample, unanswered.saturating_sub(1));
                 quality
             }
-            State::Probing { .. } => Quality::new(sample),
+            State::Probing { .. } => {
+                self.valid_since = Some(now);
+                Quality::new(sample)
+            }
         };
         self.state = State::Valid { quality, unanswered: 0 };
         self.round = 0;

@@ -121,38 +121,36 @@ impl Pair {
 
 /// Neither of two nodes changes its path to the other for so long.
 pub(crate) fn assert_stays(a: &Member, b: &Member, time: Duration) {
-    keep(a, b, time, || ());
+    Calm::begins(a, b).assert_lasts(a, b, time);
 }
 
-/// Neither changes its path to the other for so long, while something else is done now and
-/// then.
-fn keep(a: &Member, b: &Member, time: Duration, meanwhile: impl Fn()) {
-    let start = Instant::now();
-    let look = || [path(a, b.name()), path(b, a.name())];
-    let before = look();
-    while start.elapsed() < time {
-        thread::sleep(LOOK.min(time));
-        meanwhile();
-        assert_eq!(look(), before, "a path changed\n{}\n{}", a.log(), b.log());
+/// The paths of two nodes to each other, from which on nothing is to change.
+pub(crate) struct Calm {
+    since: Instant,
+    paths: [(String, usize); 2],
+}
+
+impl Calm {
+    /// It begins now.
+    pub(crate) fn begins(a: &Member, b: &Member) -> Self {
+        Self { since: Instant::now(), paths: paths(a, b) }
+    }
+
+    /// Neither changed its path since it began, nor does until it has lasted so long.
+    pub(crate) fn assert_lasts(&self, a: &Member, b: &Member, time: Duration) {
+        loop {
+            assert_eq!(paths(a, b), self.paths, "a path changed\n{}\n{}", a.log(), b.log());
+            let left = time.saturating_sub(self.since.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            thread::sleep(LOOK.min(left));
+        }
     }
 }
 
-/// Two nodes that talk now and then, so that the NATs between them have something to
-/// remember, keep their paths for so long.
-pub(crate) fn assert_stays_while_talking(a: &Member, b: &Member, time: Duration) {
-    keep(a, b, time, || {
-        let pings = a.ping(b.overlay(), 1).expect("ping runs");
-        assert!(pings.all_answered(), "{pings:?}");
-    });
-}
-
-/// Each of two nodes has a path, and had no more than so many since it was started.
-pub(crate) fn assert_changes(a: &Member, b: &Member, most: usize) {
-    for (node, peer) in [(a, b), (b, a)] {
-        let (way, changes) = path(node, peer.name());
-        let has_path = !way.contains("none");
-        assert!(has_path && changes <= most, "{way} after {changes} changes:\n{}", node.log());
-    }
+fn paths(a: &Member, b: &Member) -> [(String, usize); 2] {
+    [path(a, b.name()), path(b, a.name())]
 }
 
 /// By which way a node reaches its peer, and how often it has told of a new one.

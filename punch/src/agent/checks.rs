@@ -73,6 +73,10 @@ impl Agent {
         if silent && self.wakes.take(now) {
             self.recheck(now);
         }
+        // Its answer keeps this side's NAT open as well as a check of our own would.
+        if self.upkeep(from, now).is_some() {
+            self.put_off(from, now);
+        }
         self.handle_plan(from, request.plan, now);
         self.handle_receipt(from, &request.receipt, now);
         self.handle_call(from, &request.receipt, now);

@@ -17,7 +17,11 @@ use std::{
 };
 
 use super::Agent;
-use crate::{check::Receipt, pair::Pair, route::Route};
+use crate::{
+    check::Receipt,
+    pair::{Pair, SILENCE, Tier, Use},
+    route::Route,
+};
 
 /// Two ticks within this are data that flows.
 const FLOW: Duration = Duration::from_secs(3);
@@ -25,8 +29,19 @@ const FLOW: Duration = Duration::from_secs(3);
 /// For so long after it flowed, the peer is active.
 const ACTIVE_FOR: Duration = Duration::from_secs(10);
 
-/// For so long after it flowed, a NAT's mapping is kept up.
-const MAPPED_FOR: Duration = Duration::from_secs(60);
+/// For so long after it flowed, the NATs' mappings are kept up.
+const MAPPED_FOR: Duration = Duration::from_secs(90);
+
+/// While it is not known yet how long they live, they are believed to live so long: NATs that
+/// forget sooner are not known.
+const UNMEASURED: Duration = Duration::from_secs(15);
+
+/// The part of a mapping's life after which it is renewed: the answer to a check comes late,
+/// and so may the next one.
+const RENEWED_AT: f64 = 0.8;
+
+/// So much longer rests who was asked by the peer meanwhile.
+const PUT_OFF: f64 = 1.125;
 
 /// The data plane tells of what came and went at most this late.
 const GRANULARITY: Duration = Duration::from_millis(300);
@@ -162,14 +177,36 @@ impl Agent {
     pub(super) fn rest_interval(&mut self, route: Route, now: Instant) -> Duration {
         let jitter = rand::RngExt::random(&mut self.rng);
         let interval = self.usage(route, now).interval(jitter);
-        match self.mapping_lifetime {
-            // The answer to a check comes late, and so may the next one.
-            Some(lifetime)
-                if self.selected == Some(route) && self.traffic.flowed_since(now, MAPPED_FOR) =>
-            {
-                interval.min(lifetime.mul_f64(0.8))
-            }
-            _ => interval,
+        interval.min(self.upkeep(route, now).unwrap_or(interval))
+    }
+
+    /// After how long without a packet the mappings of the path are renewed, while the peer is
+    /// active. Each side's checks, and its answers, renew its own.
+    pub(super) fn upkeep(&self, route: Route, now: Instant) -> Option<Duration> {
+        if self.selected != Some(route) || !self.traffic.flowed_since(now, MAPPED_FOR) {
+            return None;
+        }
+        let is_direct = self.selected().is_some_and(|path| path.tier == Tier::Direct);
+        let lifetime = self.mapping_lifetime.or(is_direct.then_some(UNMEASURED))?;
+        Some(lifetime.mul_f64(RENEWED_AT))
+    }
+
+    /// What came from the peer by the selected pair at `at` spares a check of it, where nothing
+    /// else is to be told or found out.
+    pub(super) fn put_off(&mut self, route: Route, at: Instant) {
+        let must_tell = self.keys.controlling() && !self.told;
+        if must_tell || self.usage(route, at) != Use::Idle {
+            return;
+        }
+        // A little longer than who asked rests: one of the two goes on to ask.
+        let rests = self.upkeep(route, at).map_or(SILENCE, |upkeep| upkeep.mul_f64(PUT_OFF));
+        let rests = rests.min(SILENCE);
+        if let Some(pair) = self.pair_mut(route)
+            && !pair.urgent
+            && pair.is_valid()
+            && pair.unanswered() == 0
+        {
+            pair.due = Some(at + rests);
         }
     }
 }

@@ -24,6 +24,15 @@ const GAIN_ANSWERS: u32 = 4;
 /// answered is not always the best.
 const SETTLES_FOR: Duration = Duration::from_secs(10);
 
+/// Of the two families the first that answers is often the worse one. For so long after a
+/// pair was selected, one of IPv6 that is as good takes over with its first answer: nobody
+/// has got used to the other.
+const FAMILY_WITHIN: Duration = Duration::from_secs(1);
+
+/// Where the peer controls, its choice among the better pairs is waited for so long, so that
+/// this node does not move twice.
+const CHOICE_WITHIN: Duration = Duration::from_secs(1);
+
 /// A pair that was better is asked again after this, to be sure.
 const GAIN_AGAIN: Duration = Duration::from_secs(1);
 
@@ -51,6 +60,7 @@ impl Agent {
 
     /// Selects the best pair, with reluctance.
     pub(super) fn select(&mut self, now: Instant) {
+        self.choice_by = None;
         let ranked = |pair: &Pair| pair.rank(&self.locals, now).map(|rank| (rank, pair.route));
         let Some((best, best_route)) = self.pairs.iter().filter_map(ranked).min() else {
             return self.choose(None, now);
@@ -67,6 +77,12 @@ impl Agent {
             (None, None) => best_route,
             (None, Some(current)) => {
                 let better = (best.suspect, best.tier) < (current.suspect, current.tier);
+                self.choice_by = self
+                    .choice_by(best_route)
+                    .filter(|by| better && !current.suspect && !current.doubtful && now < *by);
+                if self.choice_by.is_some() {
+                    return;
+                }
                 match (better, self.gained(now)) {
                     (true, _) => best_route,
                     (false, Some(route)) => route,
@@ -82,6 +98,13 @@ impl Agent {
             return;
         }
         self.choose(Some(choice), now);
+    }
+
+    /// Until when the peer, where it controls, may choose another pair than this one, which
+    /// was found to work a while ago.
+    fn choice_by(&self, route: Route) -> Option<Instant> {
+        let pair = self.pairs.iter().find(|pair| pair.route == route)?;
+        pair.valid_since.filter(|_| !self.keys.controlling()).map(|since| since + CHOICE_WITHIN)
     }
 
     /// Asks a pair that did not answer lately; whether it was asked.
@@ -140,9 +163,14 @@ impl Agent {
         };
         let (Some(old), Some(new)) = (selected.quality(), pair.quality()) else { return };
         let is_newer = pair.route.remote.is_ipv6() && selected.route.remote.is_ipv4();
+        let ties = is_newer && new.ties_with(old);
         let gains = pair.tier(&self.locals) == selected.tier(&self.locals)
             && !pair.is_suspect(now)
-            && (new.gains_on(old) || (is_newer && new.ties_with(old)));
+            && (new.gains_on(old) || ties);
+        if gains && ties && now < self.selected_at + FAMILY_WITHIN {
+            self.gaining = Some((route, GAIN_ANSWERS));
+            return;
+        }
         let before = self.gaining.filter(|(before, _)| {
             self.pairs.iter().any(|pair| pair.route == *before && pair.is_valid())
         });

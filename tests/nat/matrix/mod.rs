@@ -9,14 +9,14 @@
 mod luck;
 mod network;
 
-use std::{thread, time::Duration};
+use std::time::Duration;
 
 use zonemesh::lab::{member::find_peer, relay_server::RelayKind, world::isolated};
 use zonemesh_punch::oracle::{Best, best_possible};
 
 use self::network::Network;
 use crate::{
-    pair::{assert_changes, assert_stays, assert_stays_while_talking},
+    pair::Calm,
     stage::{Stage, finish},
 };
 
@@ -31,13 +31,7 @@ const DIRECT: Duration = Duration::from_secs(3);
 const PREDICTED: Duration = Duration::from_secs(10);
 const BIRTHDAY: Duration = Duration::from_secs(60);
 
-/// How long two nodes may compare paths of one kind before they stay with one, and how many
-/// paths each may have had by then: the first that works, the first of the best kind on
-/// either side's word, and the best of these.
-const SETTLING: Duration = Duration::from_secs(10);
-const SETTLING_CHANGES: usize = 4;
-
-/// For how long nothing may change then.
+/// For how long nothing may change from there on.
 const CALM: Duration = Duration::from_secs(60);
 
 /// Makes a test of each pair, and a list of them.
@@ -170,10 +164,7 @@ fn meet(first: Network, second: Network) {
         Best::Birthday => BIRTHDAY,
         Best::Relayed => Duration::ZERO,
     };
-    if best == Best::Relayed {
-        println!("connected after {took:?}, {best}");
-        stage.assert_relayed((&a, &left), (&b, &right));
-    } else {
+    if best < Best::Relayed {
         for (member, peer) in [(&mut a, "b"), (&mut b, "a")] {
             let left = limit.saturating_sub(reply.elapsed());
             member
@@ -182,17 +173,14 @@ fn meet(first: Network, second: Network) {
                 })
                 .unwrap_or_else(|error| panic!("{best}: {error}"));
         }
-        println!("connected after {took:?}, {best} after {:?} more", reply.elapsed());
+    }
+    println!("connected after {took:?}, {best} after {:?} more", reply.elapsed());
+    let calm = Calm::begins(&a, &b);
+    if best == Best::Relayed {
+        stage.assert_relayed((&a, &left), (&b, &right));
+    } else {
         stage.assert_direct((&a, &left), (&b, &right));
     }
-    // They may move to a better path of the kind, once they have compared.
-    thread::sleep(SETTLING);
-    assert_changes(&a, &b, SETTLING_CHANGES);
-    if [first, second].contains(&Network::ShortLived) {
-        // Who is silent longer than such a NAT remembers is let go.
-        assert_stays_while_talking(&a, &b, CALM);
-    } else {
-        assert_stays(&a, &b, CALM);
-    }
+    calm.assert_lasts(&a, &b, CALM);
     finish([a, b]);
 }

@@ -15,9 +15,11 @@ use std::{
     net::SocketAddr,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use data_encoding::BASE64;
+use ipnet::IpNet;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::warn;
@@ -84,6 +86,9 @@ struct Kept {
     stun_servers: Vec<SocketAddr>,
     /// The relays that the zone named last.
     relays: Vec<RelayServer>,
+    /// The slice of the network's range that this node holds, and until when, in seconds
+    /// since 1970, the zone knows of it.
+    slice: Option<(IpNet, u64)>,
 }
 
 /// `peers.json`: each member's TXT strings, in Base64.
@@ -268,6 +273,23 @@ impl State {
             return Ok(());
         }
         self.kept.relays = servers;
+        self.save()
+    }
+
+    /// The slice that this node held, and until when the zone knows of it.
+    pub fn slice(&self) -> Option<(IpNet, SystemTime)> {
+        let (slice, seconds) = self.kept.slice?;
+        Some((slice, UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?))
+    }
+
+    /// Keeps the slice that this node holds.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save_slice(&mut self, held: Option<(IpNet, SystemTime)>) -> Result<(), StateError> {
+        let seconds =
+            |end: SystemTime| end.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.kept.slice = held.map(|(slice, end)| (slice, seconds(end)));
         self.save()
     }
 

@@ -108,6 +108,17 @@ pub struct InterfaceConfig {
     pub addresses: Vec<IpNet>,
     /// The prefixes that this node advertises; no host bits, no duplicates.
     pub routes: Vec<IpNet>,
+    /// Whether it takes a slice of its network's range instead (`routes = "auto"`); `None`
+    /// where nothing is said of routes.
+    pub auto_routes: Option<bool>,
+}
+
+impl InterfaceConfig {
+    /// Whether a member of a network takes a slice of its range: it is told to, or it has
+    /// neither routes nor addresses.
+    pub fn wants_slice(&self) -> bool {
+        self.auto_routes.unwrap_or(self.addresses.is_empty())
+    }
 }
 
 /// `[zone]`: the rendezvous.

@@ -129,12 +129,16 @@ fn interface(mut section: Section<'_>) -> Result<InterfaceConfig> {
         Some(item) => unique(item, "addresses", MAX_ADDRESSES, interface_address)?,
         None => vec![],
     };
-    let routes = match section.take("routes") {
-        Some(item) => unique(item, "routes", MAX_ROUTES, route)?,
-        None => vec![],
+    let (routes, auto_routes) = match section.take("routes") {
+        Some(item) => match item.text("") {
+            Ok("auto") => (vec![], Some(true)),
+            Ok(_) => return Err(item.wrong("\"auto\", or a list of networks")),
+            Err(_) => (unique(item, "routes", MAX_ROUTES, route)?, Some(false)),
+        },
+        None => (vec![], None),
     };
     section.finish()?;
-    Ok(InterfaceConfig { name, listen_port, mtu, addresses, routes })
+    Ok(InterfaceConfig { name, listen_port, mtu, addresses, routes, auto_routes })
 }
 
 fn zone(mut section: Section<'_>, warnings: &mut Warnings<'_>) -> Result<ZoneConfig> {

@@ -389,3 +389,20 @@ fn a_zone_is_served_for_a_network_or_by_name() {
         assert!(error.to_string().contains(expected), "{error}");
     }
 }
+
+#[test]
+fn a_slice_is_wanted_where_it_is_asked_for_or_nothing_else_is_said() {
+    let folder = folder();
+    for (said, wanted) in [
+        ("", true),
+        ("addresses = [\"10.42.1.1/24\"]", false),
+        ("routes = []", false),
+        ("routes = [\"10.42.1.0/24\"]", false),
+        ("routes = \"auto\"", true),
+        ("addresses = [\"10.42.1.1/24\"]\nroutes = \"auto\"", true),
+    ] {
+        let text = format!("[zone]\nname = \"mesh.example\"\n[interface]\n{said}\n");
+        let config = parse_in(&folder, &text).expect("it parses");
+        assert_eq!(config.interface.wants_slice(), wanted, "{said}");
+    }
+}

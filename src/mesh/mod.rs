@@ -179,6 +179,23 @@ impl Mesh {
         }
     }
 
+    /// Takes other prefixes behind this node, and other networks of its overlay addresses.
+    pub fn set_place(&mut self, routes: Vec<IpNet>, overlay: Vec<IpNet>, now: Instant) {
+        if self.settings.routes != routes || self.settings.overlay != overlay {
+            self.settings.routes = routes;
+            self.settings.overlay = overlay;
+            self.rearrange(now);
+        }
+    }
+
+    /// The prefixes that others claim, and those of this machine's other interfaces.
+    pub fn foreign_prefixes(&self) -> impl Iterator<Item = IpNet> {
+        let Claims { fixed, advertised, connected, .. } = self.claims();
+        let advertised = advertised.into_iter().map(|claim| claim.route);
+        let of_peers = fixed.into_iter().map(|(_, route)| route).chain(advertised);
+        of_peers.chain(connected)
+    }
+
     /// Takes this node's own candidates.
     pub fn set_candidates(&mut self, candidates: &[Candidate], now: Instant) {
         if self.local != candidates {

@@ -34,6 +34,8 @@ pub struct Own {
     zone: Zone,
     template: Template,
     current: Option<Current>,
+    /// Whether the template has changed since.
+    is_stale: bool,
     sequence: u64,
     delay: Duration,
 }
@@ -62,7 +64,7 @@ struct Current {
 impl Own {
     /// `sequence` is the highest that this node has used before.
     pub fn new(identity: Arc<Identity>, zone: Zone, template: Template, sequence: u64) -> Self {
-        Self { identity, zone, template, current: None, sequence, delay: DELAY.0 }
+        Self { identity, zone, template, current: None, is_stale: false, sequence, delay: DELAY.0 }
     }
 
     /// The newest advert, if any was made yet.
@@ -79,6 +81,13 @@ impl Own {
         outbid
     }
 
+    /// Takes other addresses and prefixes, for the next advert.
+    pub fn set_place(&mut self, addresses: Vec<IpAddr>, routes: Vec<IpNet>) {
+        let Template { addresses: known, routes: known_routes, .. } = &mut self.template;
+        self.is_stale |= *known != addresses || *known_routes != routes;
+        (*known, *known_routes) = (addresses, routes);
+    }
+
     /// Makes a new advert where the candidates changed, half the lease is over, a
     /// higher sequence number was seen or the wall clock was set; otherwise `None`.
     ///
@@ -91,7 +100,9 @@ impl Own {
         wall: SystemTime,
     ) -> Result<Option<Arc<SignedAdvert>>, AdvertError> {
         let is_same = self.current.as_ref().is_some_and(|current| {
-            current.candidates == candidates && current.advert.advert().sequence >= self.sequence
+            !self.is_stale
+                && current.candidates == candidates
+                && current.advert.advert().sequence >= self.sequence
         });
         if is_same && !self.is_outdated(now, wall) {
             return Ok(None);
@@ -109,6 +120,7 @@ impl Own {
             expires: wall + LEASE,
         };
         let advert = Arc::new(self.sign_what_fits(advert)?);
+        self.is_stale = false;
         self.sequence = sequence;
         let follows = |current: &Current| now.saturating_duration_since(current.made.0) < CALM;
         self.delay = match &self.current {
@@ -319,5 +331,21 @@ mod tests {
             kept.iter().partition(|one| one.kind == CandidateKind::Relayed);
         assert!(all.starts_with(&direct));
         assert_eq!(relayed, all[6..], "they work where nothing else does");
+    }
+
+    #[test]
+    fn another_place_is_said_at_once() {
+        let (now, wall) = (Instant::now(), SystemTime::UNIX_EPOCH + WALL);
+        let mut own = own(0);
+        own.refresh(&[], now, wall).expect("fits").expect("the first");
+        let slice: IpNet = "10.42.7.0/24".parse().expect("a prefix");
+        let place = || (vec!["10.42.7.1".parse().expect("an address")], vec![slice]);
+        let (addresses, routes) = place();
+        own.set_place(addresses, routes);
+        let moved = own.refresh(&[], now, wall).expect("fits").expect("another place");
+        assert_eq!(moved.advert().routes, [slice]);
+        let (addresses, routes) = place();
+        own.set_place(addresses, routes);
+        assert_eq!(own.refresh(&[], now, wall), Ok(None), "it is the same");
     }
 }

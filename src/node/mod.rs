@@ -15,6 +15,7 @@ mod membership;
 mod mtu;
 mod relays;
 mod report;
+mod slice;
 mod sockets;
 mod start;
 mod zone;
@@ -58,7 +59,8 @@ use crate::{
 };
 
 use self::{
-    gather::Gather, hard::Hard, membership::Joined, mtu::Mtu, relays::RelayKeeper, zone::ZoneState,
+    gather::Gather, hard::Hard, membership::Joined, mtu::Mtu, relays::RelayKeeper, slice::Slice,
+    zone::ZoneState,
 };
 pub use self::{gather::GatherEvent, hard::HardEvent, relays::RelayEvent, report::Echoed};
 
@@ -177,6 +179,8 @@ struct Node {
     own: Option<Own>,
     /// A node needs no network.
     joined: Option<Joined>,
+    /// Where its routes are a slice of the network's range.
+    slice: Option<Slice>,
     rendezvous: Option<Rendezvous>,
     mdns: Option<Mdns>,
     lan_interfaces: Vec<String>,
@@ -301,6 +305,7 @@ impl Node {
         let (now, wall) = (Instant::now(), SystemTime::now());
         self.stun.handle_timeout(now);
         self.drive_relays(now, wall);
+        self.drive_slice(now);
         if self.gather.known.handle_timeout(now) {
             self.handle_candidates(now);
         }
@@ -349,7 +354,8 @@ impl Node {
         let Due { advert, save, apply, .. } = self.due;
         let (stun, stale) = (self.stun.poll_timeout(), self.gather.known.poll_timeout());
         let relays = self.relays.poll_timeout();
-        let others = [stun, stale, relays, renew, advert, save, apply].into_iter().flatten();
+        let slice = self.slice.as_ref().and_then(Slice::poll_timeout);
+        let others = [stun, stale, relays, slice, renew, advert, save, apply].into_iter().flatten();
         fixed.into_iter().chain(others).min().expect("at least two")
     }
 

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use zonemesh_discovery::identity::PublicKey;
 use zonemesh_punch::{Tier, Verdict, Via};
 
-use super::{Event, Node, membership::Joined, start::TRUST_WARNING, zone::TWIN};
+use super::{Event, Node, membership::Joined, slice::Slice, start::TRUST_WARNING, zone::TWIN};
 use crate::{
     config::Trust,
     control::{ControlRequest, Reply, Request},
@@ -208,6 +208,7 @@ impl Node {
             warnings.push(TRUST_WARNING.to_owned());
         }
         warnings.extend(self.joined.as_ref().and_then(Joined::fault));
+        warnings.extend(self.slice.as_ref().and_then(Slice::warning));
         let clock = self.mesh.roster().and_then(|roster| roster.clock_fault());
         warnings.extend(clock.map(|fault| fault.told(SystemTime::now())));
         if self.zone.has_twin {

@@ -5,7 +5,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use ipnet::IpNet;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -25,6 +25,7 @@ use super::{
     membership::{self, Joined},
     mtu::{self, Mtu},
     relays::RelayKeeper,
+    slice::Slice,
     zone::ZoneState,
 };
 use crate::{
@@ -80,6 +81,7 @@ impl Node {
         data.set_mtu(mtu);
         tokio::spawn(control.run(sender.clone()));
 
+        let slice = take_slice(&config, &identity, settled.as_ref(), &state, (now, wall))?;
         let routes = own_routes(&config);
         let zone = config.zone.clone();
         let network = joined.as_ref().map(|joined| joined.network);
@@ -132,6 +134,7 @@ impl Node {
             stun,
             own,
             joined,
+            slice,
             relays,
             hard: Hard::new(sender.clone()),
             rendezvous: None,
@@ -235,9 +238,34 @@ fn start_data_plane(
     .map_err(anyhow::Error::from)
 }
 
+/// A part of the network's range, where the configuration asks for one.
+fn take_slice(
+    config: &Config,
+    identity: &Arc<Identity>,
+    settled: Option<&Settled>,
+    state: &State,
+    clocks: (Instant, SystemTime),
+) -> anyhow::Result<Option<Slice>> {
+    let has_addresses = !config.interface.addresses.is_empty();
+    let slice = settled
+        .filter(|_| config.interface.wants_slice())
+        .and_then(|settled| Slice::new(identity, settled, state, has_addresses, clocks));
+    if slice.is_none() && config.interface.auto_routes == Some(true) {
+        bail!(match settled {
+            None =>
+                "interface.routes is \"auto\", which is for members of a network: join one \
+                     with a token, or name the prefixes",
+            Some(_) =>
+                "interface.routes is \"auto\", but this node's certificate holds no whole \
+                        slice of the network's range: join again with a token that allows it",
+        });
+    }
+    Ok(slice)
+}
+
 /// What is behind this node: the configured prefixes, and its own overlay addresses
 /// where they lie outside of them, so that a node can be reached in any case.
-fn own_routes(config: &Config) -> Vec<IpNet> {
+pub(super) fn own_routes(config: &Config) -> Vec<IpNet> {
     let mut routes = config.interface.routes.clone();
     for address in config.interface.addresses.iter().map(IpNet::addr) {
         if !routes.iter().any(|route| route.contains(&address)) {

@@ -46,6 +46,7 @@ impl Node {
                 // First, so that nobody is taken in who is thrown out at once.
                 self.handle_lists(&view.revocations, now);
                 self.mesh.handle_zone(&view.instances, now, wall);
+                self.handle_claims(view.claims.as_ref(), now, wall);
                 self.zone.view = Some(view);
                 let seen = self.mesh.roster().map_or(0, |roster| roster.own_sequence());
                 if let Some(own) = &mut self.own
@@ -79,6 +80,7 @@ impl Node {
                 self.zone.published = outcome.is_ok();
                 self.zone.publish_error = outcome.err();
             }
+            ZoneEvent::Slice(answer) => self.handle_slice_answer(answer, now, wall),
             ZoneEvent::NoServer(error) => self.zone.browse_error = Some(error),
         }
     }
@@ -107,6 +109,7 @@ impl Node {
                     rendezvous.publish(Arc::clone(advert));
                 }
                 self.rendezvous = Some(rendezvous);
+                self.forget_slice_question(Instant::now());
             }
             Err(error) => warn!("{error:#}"),
         }

@@ -16,6 +16,7 @@ mod publisher;
 mod reader;
 mod servers;
 mod services;
+mod slices;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -29,14 +30,16 @@ use zonemesh_discovery::{
     advert::{InstanceRecords, SignedAdvert, Zone},
     identity::PublicKey,
     sealed::Seal,
-    zone::{TsigKey, View},
+    zone::{TsigKey, View, slice::Ask},
 };
 
+pub use self::slices::SliceAnswer;
 use self::{
     publisher::Publisher,
     reader::Reader,
     servers::{Change, Servers},
     services::Services,
+    slices::Slices,
 };
 use crate::{node::Event, relays::RelayServer};
 
@@ -62,6 +65,8 @@ pub enum ZoneEvent {
     Browse(SocketAddr, Result<(), String>),
     /// Publishing: with whom, and how it went last.
     Publish(SocketAddr, Result<(), String>),
+    /// What became of a question about slices.
+    Slice(SliceAnswer),
     /// The zone's server could not be found.
     NoServer(String),
 }
@@ -89,6 +94,7 @@ pub struct Settings {
 pub struct Rendezvous {
     advert: watch::Sender<Option<Arc<SignedAdvert>>>,
     asks: mpsc::Sender<Option<PublicKey>>,
+    slices: mpsc::Sender<Ask>,
     servers: watch::Receiver<Servers>,
     node: PublicKey,
     tasks: Vec<JoinHandle<()>>,
@@ -112,11 +118,14 @@ impl Rendezvous {
         let services = Services { servers: servers.clone(), events: events.clone() };
         let stun = settings.ask_stun.then(|| tokio::spawn(services.clone().ask_stun()));
         let relays = settings.ask_relays.then(|| tokio::spawn(services.ask_relays()));
+        let (slices, slices_asked) = mpsc::channel(1);
+        let asker =
+            Slices { servers: servers.clone(), asked: slices_asked, events: events.clone() };
         let reader = Reader { settings, asked, mend, advert: advert_seen, events };
         let reading = tokio::spawn(reader.run(servers_found));
-        let mut tasks = vec![tokio::spawn(publisher.run()), reading];
+        let mut tasks = vec![tokio::spawn(publisher.run()), reading, tokio::spawn(asker.run())];
         tasks.extend(stun.into_iter().chain(relays));
-        Self { advert, asks, servers, node, tasks }
+        Self { advert, asks, slices, servers, node, tasks }
     }
 
     /// Has the zone carry this advert from now on.
@@ -129,6 +138,11 @@ impl Rendezvous {
     pub fn ask(&self, node: Option<PublicKey>) {
         // Where it is full the zone is about to be asked anyway.
         let _ = self.asks.try_send(node);
+    }
+
+    /// Asks what is to be known of slices. `false` where another question is on its way.
+    pub fn ask_for_slice(&self, ask: Ask) -> bool {
+        self.slices.try_send(ask).is_ok()
     }
 
     /// Whether a task has ended by itself: none does, but for a panic.

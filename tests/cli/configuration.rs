@@ -126,6 +126,8 @@ fn wrong_addresses_and_routes_are_refused() {
                 "interface.addresses[4]",
                 "at most 4",
             ),
+            Wrong("routes = \"all\"", 4, "interface.routes", "not \"auto\", or a list of"),
+            Wrong("routes = 7", 4, "interface.routes", "not a list"),
             Wrong("routes = [\"10.42.1.0\"]", 4, "interface.routes[0]", "a network with prefix"),
             Wrong(
                 "routes = [\"10.42.1.1/24\"]",

@@ -21,6 +21,7 @@ mod records;
 mod relays;
 mod sealed;
 mod services;
+mod slices;
 mod stage;
 mod stream;
 mod timing;

@@ -11,7 +11,8 @@ use ipnet::IpNet;
 use zonemesh_discovery::{
     advert::{Advert, AdvertError, CLOCK_SKEW},
     identity::PublicKey,
-    membership::{CertificateError, Certified, NetworkId, RevocationList},
+    membership::{CertificateError, Certified, Chain, NetworkId, RevocationList},
+    zone::slice::SliceClaim,
 };
 
 use super::Said;
@@ -83,6 +84,22 @@ impl Admission {
             return Some(Complaint::Revoked);
         }
         list.contains_invite(&certified.invite).then_some(Complaint::InviteRevoked)
+    }
+
+    /// Whether the node of a claim may hold its slice.
+    pub(super) fn allows_claim(&self, claim: &SliceClaim, wall: SystemTime) -> bool {
+        match self {
+            Self::Zone => true,
+            Self::Listed(keys) => keys.contains(&claim.node),
+            Self::Members(network, _) => {
+                let chain = claim.certificate.as_deref().map(Chain::read);
+                let Some(Ok(chain)) = chain else { return false };
+                chain.verify(network, &claim.node, wall).is_ok_and(|certified| {
+                    certified.allows(&claim.slice)
+                        && self.revocation(&claim.node, &certified).is_none()
+                })
+            }
+        }
     }
 
     pub(super) fn set_revocations(&mut self, list: &Arc<RevocationList>) {

@@ -26,6 +26,7 @@ use zonemesh_discovery::{
     },
     identity::PublicKey,
     membership::{Certified, RevocationList},
+    zone::slice::SliceClaim,
 };
 
 pub use self::{admission::Admission, clock::ClockFault};
@@ -180,6 +181,11 @@ impl Roster {
     /// One member.
     pub fn get(&self, node: &PublicKey) -> Option<&Member> {
         self.members.get(node)
+    }
+
+    /// Whether the node of a claim may hold its slice.
+    pub fn allows_claim(&self, claim: &SliceClaim, wall: SystemTime) -> bool {
+        self.admission.allows_claim(claim, wall)
     }
 
     /// How many adverts were not used.

@@ -229,6 +229,11 @@ impl SliceKeeper {
         self.held.map(|held| held.slice)
     }
 
+    /// Whether there was none left when it was looked last.
+    pub fn is_full(&self) -> bool {
+        self.told_full
+    }
+
     /// Takes a whole view of the zone's claims.
     pub fn handle_view(
         &mut self,

@@ -102,6 +102,11 @@ impl ZoneServer {
         SocketAddr::new(self.config.listen[0], self.config.port)
     }
 
+    /// The server's process, if it runs.
+    pub fn process(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Daemon::id)
+    }
+
     /// What the server has logged since it was started last.
     pub fn log(&self) -> String {
         self.daemon.as_ref().map(Daemon::log).unwrap_or_default()

@@ -204,10 +204,18 @@ fn written(path: &Path, contents: &[u8]) -> io::Result<PathBuf> {
     let mut options = OpenOptions::new();
     let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     // One that a crash left may have had another mode.
-    file.set_permissions(fs::Permissions::from_mode(0o600))?;
-    file.write_all(contents)?;
-    file.sync_all()?;
-    Ok(new)
+    let done = file
+        .set_permissions(fs::Permissions::from_mode(0o600))
+        .and_then(|()| file.write_all(contents))
+        .and_then(|()| file.sync_all());
+    match done {
+        Ok(()) => Ok(new),
+        Err(error) => {
+            // Half a file, where the disk is full.
+            let _ = fs::remove_file(&new);
+            Err(error)
+        }
+    }
 }
 
 fn sync_folder(path: &Path) -> io::Result<()> {

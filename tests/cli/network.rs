@@ -51,6 +51,20 @@ fn a_network_is_made_once_for_nobody_else_to_read_and_ends_with_a_token() {
 }
 
 #[test]
+fn what_cannot_be_written_whole_leaves_nothing_behind() {
+    let folder = TempDir::new().expect("a folder");
+    // In the way of the last of the three.
+    fs::create_dir(folder.path().join("revocations.new")).expect("a folder");
+    let output = init(folder.path(), &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("revocations: "), "{}", stderr(&output));
+    assert_eq!(stdout(&output), "", "a token of a network that is not there");
+    assert_eq!(fs::read_dir(folder.path()).expect("is there").count(), 1);
+    fs::remove_dir(folder.path().join("revocations.new")).expect("is there");
+    assert_eq!(init(folder.path(), &[]).status.code(), Some(0));
+}
+
+#[test]
 fn an_invite_is_one_line_with_the_limits_that_were_asked_for() {
     let folder = made(&["--sealed"]);
     let dir = folder.path();

@@ -261,13 +261,19 @@ fn the_chain_is_as_it_is_described() {
 }
 
 #[test]
-fn the_chain_in_the_documentation_is_one() {
-    let hex = data_encoding::HEXLOWER.encode(chain().as_bytes());
-    let lines: Vec<&str> =
-        hex.as_bytes().chunks(80).map(|l| str::from_utf8(l).expect("hex")).collect();
-    let block = lines.join("\n");
+fn what_the_documentation_shows_is_what_is_made() {
+    let hex = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);
+    let plain = Access { seal_secret: None, tsig: None, ..access() };
+    let list = RevocationList::sign(&network(), 7, [(&node()).into()]).expect("one entry");
     let documentation = include_str!("../../docs/protocol.md");
-    assert!(documentation.contains(&block), "{block}");
+    for shown in
+        [hex(chain().as_bytes()), token(&invite_limits(), plain).to_string(), hex(list.as_bytes())]
+    {
+        let lines: Vec<&str> =
+            shown.as_bytes().chunks(80).map(|line| str::from_utf8(line).expect("ASCII")).collect();
+        let block = lines.join("\n");
+        assert!(documentation.contains(&block), "{block}");
+    }
 }
 
 #[test]

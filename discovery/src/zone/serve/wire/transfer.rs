@@ -36,8 +36,8 @@ type Messages = Arc<[Vec<u8>]>;
 #[derive(Debug, Default)]
 pub(super) struct Transfers {
     serial: u32,
-    /// The whole zone, or what has changed since a serial.
-    made: Vec<(Option<u32>, Messages)>,
+    /// To which question: the whole zone, or what has changed since a serial.
+    made: Vec<(RecordType, Option<u32>, Messages)>,
 }
 
 /// A transfer on its way to one client.
@@ -91,17 +91,19 @@ impl Transfers {
             self.serial = store.serial();
             self.made.clear();
         }
+        // A whole zone may also answer an IXFR, and then bears that question.
+        let kind = if since.is_some() { RecordType::IXFR } else { RecordType::AXFR };
         let changes = since.and_then(|since| changes(store, since));
         let since = since.filter(|_| changes.is_some());
-        let known = self.made.iter().find(|(known, _)| *known == since);
+        let known = self.made.iter().find(|(asked, known, _)| (*asked, *known) == (kind, since));
         let messages = match known {
-            Some((_, messages)) => Arc::clone(messages),
+            Some((_, _, messages)) => Arc::clone(messages),
             None => {
-                let messages = messages(store, changes);
+                let messages = messages(store, kind, changes);
                 if self.made.len() == KEPT {
                     self.made.remove(0);
                 }
-                self.made.push((since, Arc::clone(&messages)));
+                self.made.push((kind, since, Arc::clone(&messages)));
                 messages
             }
         };
@@ -134,17 +136,15 @@ fn changes(store: &ZoneStore, since: u32) -> Option<Vec<&Diff>> {
     (size <= store.size()).then_some(changes)
 }
 
-fn messages(store: &ZoneStore, changes: Option<Vec<&Diff>>) -> Messages {
+fn messages(store: &ZoneStore, kind: RecordType, changes: Option<Vec<&Diff>>) -> Messages {
     let soa = store.soa();
-    let name = soa.name.clone();
+    let question = Query::query(soa.name.clone(), kind);
     match changes {
         None => {
             let records = [soa.clone()].into_iter().chain(store.records()).chain([soa]);
-            pack(&Query::query(name, RecordType::AXFR), records)
+            pack(&question, records)
         }
-        Some(changes) if changes.is_empty() => {
-            pack(&Query::query(name, RecordType::IXFR), [soa].into_iter())
-        }
+        Some(changes) if changes.is_empty() => pack(&question, [soa].into_iter()),
         Some(changes) => {
             let steps = changes.into_iter().flat_map(|diff| {
                 let (from, to) = (store.soa_at(diff.from), store.soa_at(diff.to));
@@ -152,7 +152,7 @@ fn messages(store: &ZoneStore, changes: Option<Vec<&Diff>>) -> Messages {
                 removed.chain([to]).chain(diff.added.iter().cloned())
             });
             let records = [soa.clone()].into_iter().chain(steps).chain([soa]);
-            pack(&Query::query(name, RecordType::IXFR), records)
+            pack(&question, records)
         }
     }
 }

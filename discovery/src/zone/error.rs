@@ -28,7 +28,10 @@ pub enum ZoneError {
         server: SocketAddr,
     },
     /// The server answered with an error code.
-    #[error("zone server {server} answers {rcode} to {task}: {}", rcode.advice())]
+    #[error("zone server {server} answers {rcode} to {task}: {}", match reason {
+        Some(reason) => format!("it says: {reason}"),
+        None => rcode.advice().to_owned(),
+    })]
     Refused {
         /// The server.
         server: SocketAddr,
@@ -36,6 +39,8 @@ pub enum ZoneError {
         task: Task,
         /// What it answered.
         rcode: Rcode,
+        /// Why, in its own words (RFC 8914), where it has said so.
+        reason: Option<String>,
     },
     /// Request and answer could not be authenticated.
     #[error("zone server {server}, TSIG key {key}: {fault}")]

@@ -13,15 +13,26 @@ use hickory_proto::{
     serialize::binary::{BinDecodable, BinDecoder, DecodeError, Restrict},
 };
 
-use super::{error::Rcode, poll};
+use super::{error::Rcode, poll, reason};
+use crate::advert::Zone;
 
 /// What UDP may carry unfragmented (DNS Flag Day 2020).
 pub(super) const UDP_PAYLOAD: u16 = 1232;
 
 /// A query for one name, not asking for recursion.
 pub(super) fn query(name: &Name, kind: RecordType) -> Message {
-    let mut message = Message::new(rand::random(), MessageType::Query, OpCode::Query);
+    request(OpCode::Query, name, kind)
+}
+
+/// An update of a zone (RFC 2136 §2.3), to be filled.
+pub(super) fn update(zone: &Zone) -> Message {
+    request(OpCode::Update, zone.name(), RecordType::SOA)
+}
+
+fn request(opcode: OpCode, name: &Name, kind: RecordType) -> Message {
+    let mut message = Message::new(rand::random(), MessageType::Query, opcode);
     message.add_query(Query::query(name.clone(), kind));
+    // With it a server may say in words why it does not do something.
     let mut edns = Edns::new();
     edns.set_max_payload(UDP_PAYLOAD);
     message.set_edns(edns);
@@ -41,6 +52,8 @@ pub(super) struct Reply {
     pub(super) tsig: Option<TsigRecord>,
     /// The serial in the long poll's option, where that is there.
     pub(super) polled: Option<u32>,
+    /// Why it is none, in the server's words.
+    pub(super) reason: Option<String>,
 }
 
 /// One record: owner in lower case, and what of its data matters here.
@@ -111,6 +124,7 @@ impl Reader<'_> {
             additionals: Vec::new(),
             tsig: None,
             polled: None,
+            reason: None,
         };
         for _ in 0..questions {
             let name = self.name()?;
@@ -136,7 +150,7 @@ impl Reader<'_> {
                 TYPE_OPT => {
                     // The upper bits of an extended code (RFC 6891 §6.1.3).
                     reply.rcode.0 |= (raw.ttl >> 24 << 4) as u16;
-                    reply.polled = raw.polled();
+                    raw.options(&mut reply);
                 }
                 TYPE_TSIG => reply.tsig = Some(raw.tsig(start)?),
                 _ => reply.additionals.push(raw.record()),
@@ -237,17 +251,18 @@ impl Raw<'_> {
         Record { owner: self.owner, data }
     }
 
-    /// The serial that an OPT record's option tells.
-    fn polled(mut self) -> Option<u32> {
+    /// What the options of an OPT record tell, as far as they can be read.
+    fn options(mut self, reply: &mut Reply) {
         let end = self.data.index() + usize::from(self.len);
         while self.data.index() < end {
-            let code = read_u16(&mut self.data).ok()?;
-            let option = read_bytes(&mut self.data).ok()?;
-            if code == poll::OPTION {
-                return option.try_into().ok().map(u32::from_be_bytes);
+            let Ok(code) = read_u16(&mut self.data) else { return };
+            let Ok(option) = read_bytes(&mut self.data) else { return };
+            match code {
+                poll::OPTION => reply.polled = option.try_into().ok().map(u32::from_be_bytes),
+                reason::OPTION => reply.reason = reason::read_reason(&option),
+                _ => {}
             }
         }
-        None
     }
 
     fn tsig(mut self, start: usize) -> Result<TsigRecord, DecodeError> {

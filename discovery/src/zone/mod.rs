@@ -28,6 +28,7 @@ mod error;
 mod message;
 mod poll;
 mod publish;
+mod reason;
 mod revocations;
 pub mod serve;
 mod services;

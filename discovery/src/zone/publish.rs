@@ -4,15 +4,12 @@
 //! all. No update has a prerequisite: applied twice it changes nothing, so that one
 //! whose answer got lost is just sent again.
 
-use hickory_proto::{
-    op::{Message, MessageType, OpCode, Query},
-    rr::{
-        DNSClass, Name, RData, Record, RecordType,
-        rdata::{PTR, SRV, TXT},
-    },
+use hickory_proto::rr::{
+    DNSClass, Name, RData, Record, RecordType,
+    rdata::{PTR, SRV, TXT},
 };
 
-use super::{Task, ZoneClient, ZoneError, unseal::delete_txt};
+use super::{Task, ZoneClient, ZoneError, message, unseal::delete_txt};
 use crate::{
     advert::{SignedAdvert, Zone},
     identity::PublicKey,
@@ -82,8 +79,7 @@ impl ZoneClient {
     }
 
     pub(super) async fn update(&self, records: Vec<Record>) -> Result<(), ZoneError> {
-        let mut message = Message::new(rand::random(), MessageType::Query, OpCode::Update);
-        message.add_query(Query::query(self.zone.name().clone(), RecordType::SOA));
+        let mut message = message::update(&self.zone);
         message.add_authorities(records);
         self.ask(Task::Update, &message).await.map(drop)
     }

@@ -72,11 +72,14 @@ impl Request {
         if reply.question.is_some() && reply.question != self.question {
             return Err(rubbish("another question"));
         }
-        let refused = ZoneError::Refused { server, task: self.task, rcode: reply.rcode };
+        let refused = || {
+            let reason = reply.reason.clone();
+            ZoneError::Refused { server, task: self.task, rcode: reply.rcode, reason }
+        };
         if let Some(chain) = &mut self.chain {
             // A server that knows nothing of TSIG refuses without a signature.
             if reply.tsig.is_none() && !self.answered && reply.rcode != Rcode::NOERROR {
-                return Err(refused);
+                return Err(refused());
             }
             chain.verify(wire, reply.tsig.as_ref(), unix_time()).map_err(|fault| {
                 let key = self.key_name();
@@ -88,7 +91,7 @@ impl Request {
             // To a query that is an answer: nothing is there.
             Rcode::NXDOMAIN if self.task == Task::Query => Ok(reply),
             Rcode::NOERROR => Ok(reply),
-            _ => Err(refused),
+            _ => Err(refused()),
         }
     }
 

@@ -2,16 +2,13 @@
 
 use std::time::{Instant, SystemTime};
 
-use hickory_proto::{
-    op::{Message, MessageType, OpCode, Query},
-    rr::{DNSClass, Name, RData, Record, RecordType, rdata::TXT},
-};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType, rdata::TXT};
 use ipnet::IpNet;
 
 use super::{Ask, Claimed, IsMember, SignedClaim, SliceKeeper, TxtSet};
 use crate::zone::{
     Rcode, Task, ZoneClient, ZoneError,
-    message::{Data, query},
+    message::{self, Data, query},
     publish::TTL,
 };
 
@@ -63,8 +60,7 @@ impl ZoneClient {
             }
             stands = &sealed;
         }
-        let mut message = Message::new(rand::random(), MessageType::Query, OpCode::Update);
-        message.add_query(Query::query(self.zone().name().clone(), RecordType::SOA));
+        let mut message = message::update(self.zone());
         message.add_answers(prerequisites(&owner, stands));
         if !replaces.is_empty() {
             message.add_authority(of_set(&owner, DNSClass::ANY));

@@ -25,6 +25,7 @@ use crate::{
     zone::{
         TsigKey,
         poll::{known_serial, set_known_serial},
+        reason::set_reason,
         serve::{Writer, ZoneStore, names::Owner, query::reply},
     },
 };
@@ -308,7 +309,13 @@ impl Responder {
                     tracing::debug!(?writer, "an update is not done: {error}");
                 }
             }
-            answers.push((asked, reply.message));
+            let mut response = reply.message;
+            if let (Some(error), Some(_)) = (&reply.error, asked.edns()) {
+                let mut edns = edns_reply();
+                set_reason(&mut edns, &error.to_string());
+                response.set_edns(edns);
+            }
+            answers.push((asked, response));
         }
         let written = self.write_down(write, now);
         let done = |(asked, response): (Asked, Message)| {

@@ -3,6 +3,7 @@
 
 mod dig;
 mod hostile;
+mod members;
 mod nodes;
 mod secondaries;
 

@@ -252,7 +252,10 @@ fn failure(error: &anyhow::Error) -> ExitCode {
     let is_misuse = error.is::<ConfigError>()
         || error.is::<JoinError>()
         || matches!(error.downcast_ref(), Some(FolderError::File(_)))
-        || matches!(error.downcast_ref(), Some(InviteError::Limits(_) | InviteError::Route(_)));
+        || matches!(
+            error.downcast_ref(),
+            Some(InviteError::Limits(_) | InviteError::Route(_) | InviteError::TooLong)
+        );
     if is_misuse { ExitCode::from(MISUSE) } else { ExitCode::FAILURE }
 }
 

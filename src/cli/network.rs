@@ -192,7 +192,7 @@ fn init(
          {key}  the secret key: keep a copy, {protection}\n\
          {file}  for `zonemesh serve`; servers: {servers}\n\
          {revocations}  the list of revocations: nobody yet\n",
-        zone = network.file.zone,
+        zone = without_dot(&network.file.zone),
         id = network.file.key,
         key = key.display(),
         protection = if passphrase.is_some() {
@@ -225,6 +225,11 @@ fn say_token(token: &Token) -> anyhow::Result<()> {
     say(&format!("{token}\n"))
 }
 
+/// A zone's name as it is configured.
+fn without_dot(zone: &Zone) -> String {
+    zone.to_string().trim_end_matches('.').to_owned()
+}
+
 fn or_none(items: &[String]) -> String {
     if items.is_empty() { "none".to_owned() } else { items.join(", ") }
 }
@@ -235,8 +240,9 @@ fn show(folder: &Folder) -> anyhow::Result<()> {
     let routes: Vec<String> = routes.iter().map(ToString::to_string).collect();
     let servers: Vec<String> = access.servers.iter().map(ToString::to_string).collect();
     let mut text = format!(
-        "zone         {zone} ({})\nkey          {key}\nroutes       {}, slices of /{}\n\
+        "zone         {} ({})\nkey          {key}\nroutes       {}, slices of /{}\n\
          servers      {}\n",
+        without_dot(zone),
         if access.seal_secret.is_some() { "sealed" } else { "open" },
         or_none(&routes),
         access.slice,

@@ -25,8 +25,8 @@ use zonemesh_discovery::{
     advert::Zone,
     identity::PublicKey,
     membership::{
-        Access, InviteId, Limits, LimitsError, NetworkId, NetworkKey, RevocationError,
-        RevocationList, Revoked, Secret, Token, TokenError, Validity,
+        Access, InviteId, Limits, LimitsError, MAX_CHAIN_LEN, MembershipError, NetworkId,
+        NetworkKey, RevocationError, RevocationList, Revoked, Secret, Token, TokenError, Validity,
     },
 };
 
@@ -149,7 +149,16 @@ pub enum InviteError {
     /// It does not fit a token.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// No node could join with it.
+    #[error(
+        "routes and groups are so many that a node's certificate would pass {MAX_CHAIN_LEN} \
+         bytes: ask for fewer, or for shorter names of groups"
+    )]
+    TooLong,
 }
+
+/// The length of the names for which an invite that allows any must have room.
+const NAME_ROOM: usize = 32;
 
 /// Makes an invite, and the token that holds it.
 ///
@@ -173,7 +182,16 @@ pub fn invite(
     };
     let seed: [u8; 32] = rand::random();
     let validity = Validity::new(now, end);
-    Ok(Token::issue(key, &seed, network.zone.clone(), validity, limits, network.access.clone())?)
+    let name = if limits.name().is_empty() { "x".repeat(NAME_ROOM) } else { limits.name().into() };
+    let access = network.access.clone();
+    let token = Token::issue(key, &seed, network.zone.clone(), validity, limits, access)?;
+    // A node asks for all of it, unless it is told otherwise.
+    let limits = token.limits();
+    let trial = PublicKey::from_bytes([0; 32]);
+    match token.admit(&trial, &name, limits.routes(), limits.groups(), now) {
+        Err(MembershipError::TooLong) => Err(InviteError::TooLong),
+        _ => Ok(token),
+    }
 }
 
 /// Who is to be revoked: a node or an invite.

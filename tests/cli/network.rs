@@ -100,6 +100,10 @@ fn an_invite_is_one_line_with_the_limits_that_were_asked_for() {
         (&["--routes", "10.42.7.1/24"], "host bits"),
         (&["--groups", "Lab"], "groups"),
         (&["--name", &"x".repeat(64)], "a name has"),
+        (
+            &["--groups", "north-america,south-america,western-europe,eastern-europe"],
+            "pass 320 bytes",
+        ),
         (&["--expires", "soon"], "expected a span such as 30d"),
         (&["--expires", "0d"], "expected a span"),
     ] {

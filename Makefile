@@ -67,5 +67,5 @@ bench-relay: ## measure the relayed throughput beside coturn's (root)
 
 .PHONY: bench-idle
 bench-idle: ## count what a mesh costs that nobody uses, in packets and bytes per peer (root)
-	.ci/install lab
+	.ci/install bench-relay
 	cargo bench --locked --profile dev --bench idle

@@ -35,8 +35,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("wireguard-go", "wireguard-go"),
 ];
 
-/// What the lab itself calls, whatever runs in it.
-pub const LAB: &[&str] = &["unshare", "mount", "ip", "nft", "conntrack", "ping"];
+/// What every lab calls, whatever runs in it.
+pub const LAB: &[&str] = &["unshare", "mount", "ip", "nft"];
 
 /// Fails with the packages to install unless all `programs` are there.
 ///

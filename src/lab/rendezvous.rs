@@ -42,7 +42,7 @@ pub struct Rendezvous {
 
 impl Rendezvous {
     /// Makes a network, with `options` as `zonemesh network init` takes them, and serves it
-    /// at the host's first address of IPv4. `folder` holds what this and the nodes write.
+    /// at the host's addresses of IPv4. `folder` holds what this and the nodes write.
     ///
     /// # Errors
     /// When the network cannot be made, or the server does not start.
@@ -72,10 +72,12 @@ impl Rendezvous {
         // What was made, and in the last line the first token.
         let token = made.lines().last().filter(|line| line.starts_with("zm1"));
         rendezvous.token = token.context("`network init` shows a token")?.to_owned();
+        let listen = host.addresses.iter().filter(|address| address.is_ipv4());
+        let listen: Vec<String> =
+            listen.map(|address| SocketAddr::new(*address, STUN_PORT).to_string()).collect();
         let configuration = format!(
-            "[serve]\nlisten = [{:?}]\n[serve.zone]\nnetwork = \"network.toml\"\n\
+            "[serve]\nlisten = {listen:?}\n[serve.zone]\nnetwork = \"network.toml\"\n\
              data_dir = \"zone\"\n",
-            SocketAddr::new(ip, STUN_PORT).to_string(),
         );
         fs::write(dir.join("zonemesh.toml"), configuration)?;
         rendezvous.restart()?;
@@ -103,7 +105,7 @@ impl Rendezvous {
         &self.zone
     }
 
-    /// Where it serves.
+    /// Where nodes find it.
     pub fn ip(&self) -> IpAddr {
         self.ip
     }

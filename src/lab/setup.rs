@@ -199,12 +199,12 @@ impl Setup {
 }
 
 /// The programs that a lab with such a zone calls beside those of every lab.
-pub fn programs_for(kind: ZoneServerKind) -> [&'static str; 4] {
+pub fn programs_for(kind: ZoneServerKind) -> [&'static str; 6] {
     let server = match kind {
         ZoneServerKind::Bind => "named",
         ZoneServerKind::Knot => "knotd",
     };
-    [server, "turnserver", "dig", "nsupdate"]
+    [server, "turnserver", "dig", "nsupdate", "conntrack", "ping"]
 }
 
 /// Starts the zone's server on its host, with whatever zone an earlier one left.

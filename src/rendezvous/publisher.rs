@@ -6,7 +6,7 @@ use tokio::{
     sync::{Notify, mpsc, watch},
     time::sleep,
 };
-use tracing::debug;
+use tracing::{debug, info};
 use zonemesh_discovery::{advert::SignedAdvert, identity::PublicKey};
 
 use super::{
@@ -28,6 +28,7 @@ pub(super) struct Publisher {
 impl Publisher {
     pub(super) async fn run(mut self) {
         let mut backoff = Backoff::default();
+        let mut first = true;
         let mut health = Health::new("cannot publish", "published again");
         loop {
             let servers = self.servers.borrow_and_update().clone();
@@ -57,7 +58,12 @@ impl Publisher {
                 continue;
             }
             backoff = Backoff::default();
-            debug!(sequence = advert.advert().sequence, "advert published");
+            let sequence = advert.advert().sequence;
+            if std::mem::replace(&mut first, false) {
+                info!(sequence, "advert published");
+            } else {
+                debug!(sequence, "advert published");
+            }
             // The PTR is a hint: large zones refuse it, and members that list the
             // zone by transfer do without.
             for client in servers.all().iter().filter(|client| client.server() == server) {

@@ -130,7 +130,7 @@ fn show() -> Result<()> {
         tell(start.elapsed(), name, &format!("started: zonemesh up --join {token}…"));
         actors.push(Actor::new(member, public));
     }
-    follow(start, &mut actors)?;
+    follow(start, &mut actors, rendezvous.ip())?;
 
     println!("\nPaths, with {PINGS} pings each:\n");
     println!(

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -43,9 +43,9 @@ impl Actor {
     }
 }
 
-/// Tells what the nodes reach until each has a session with each. Their logs say it, and
-/// when it was.
-pub(super) fn follow(start: Start, actors: &mut [Actor]) -> Result<()> {
+/// Tells what the nodes reach until each has a session with each, and a direct path. Their
+/// logs say it, and when it was. `relay` is the relay's address.
+pub(super) fn follow(start: Start, actors: &mut [Actor], relay: IpAddr) -> Result<()> {
     let begun = Instant::now();
     let mut names: BTreeMap<String, String> = BTreeMap::new();
     loop {
@@ -62,7 +62,8 @@ pub(super) fn follow(start: Start, actors: &mut [Actor]) -> Result<()> {
         for actor in &*actors {
             let name = actor.member.name().to_owned();
             let log = actor.member.log();
-            let steps = log.lines().filter_map(|line| Some((start.of(line)?, step(line, &names)?)));
+            let steps =
+                log.lines().filter_map(|line| Some((start.of(line)?, step(line, &names, relay)?)));
             news.extend(steps.map(|(time, step)| (time, name.clone(), step)));
         }
         news.sort_by(|(a, ..), (b, ..)| a.total_cmp(b));
@@ -123,13 +124,17 @@ fn punched(peer: &str) -> String {
     format!("opened a direct path to {peer}")
 }
 
+fn relayed(peer: &str) -> String {
+    format!("reached {peer} by the relay")
+}
+
 fn session(peer: &str) -> String {
     format!("made a WireGuard session with {peer}")
 }
 
 /// What a line of a node's log says to have been reached. `names` has the nodes' names
 /// by their keys.
-fn step(line: &str, names: &BTreeMap<String, String>) -> Option<Step> {
+fn step(line: &str, names: &BTreeMap<String, String>, relay: IpAddr) -> Option<Step> {
     // The last value of a line has no space behind it.
     let line = format!("{line} ");
     let field = |name: &str| {
@@ -152,7 +157,13 @@ fn step(line: &str, names: &BTreeMap<String, String>) -> Option<Step> {
     } else if says("found") {
         (found(peer()?), String::new())
     } else if says("path") {
-        (punched(peer()?), format!(": {}", field("route")?))
+        // By this node's relay, or at the address that the peer has on one.
+        let remote: SocketAddr = field("route")?.parse().ok()?;
+        if line.contains(" by relay ") || remote.ip() == relay {
+            (relayed(peer()?), String::new())
+        } else {
+            (punched(peer()?), format!(": {remote}"))
+        }
     } else if says("session") {
         (session(peer()?), String::new())
     } else {
@@ -197,7 +208,8 @@ mod tests {
     #[test]
     fn steps_are_read_from_a_log() {
         let names = BTreeMap::from([("HC4e+A=".to_owned(), "b".to_owned())]);
-        let told = |line: &str| step(line, &names).map(|step| step.what + &step.more);
+        let relay = "198.18.1.2".parse().expect("an address");
+        let told = |line: &str| step(line, &names, relay).map(|step| step.what + &step.more);
         let time = "2026-11-23T03:06:51.162510Z  INFO zonemesh";
         for (line, expected) in [
             ("::mesh: found peer=HC4e+A= name=\"b\"", "found the advert of b"),
@@ -209,6 +221,11 @@ mod tests {
                 "::mesh: path peer=HC4e+A= route=[2001:2::2]:51822",
                 "opened a direct path to b: [2001:2::2]:51822",
             ),
+            (
+                "::mesh: path peer=HC4e+A= route=198.18.4.2:51820 by relay 0",
+                "reached b by the relay",
+            ),
+            ("::mesh: path peer=HC4e+A= route=198.18.1.2:60000", "reached b by the relay"),
             (
                 "::node: reflexive addresses reflexive=[198.18.3.2:1, [2001:2::2]:1]",
                 "gathered its addresses: 198.18.3.2:1, [2001:2::2]:1 from outside",

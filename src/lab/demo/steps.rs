@@ -150,7 +150,7 @@ fn step(line: &str, names: &BTreeMap<String, String>, relay: IpAddr) -> Option<S
     } else if says("NAT behaviour") && field("filtering")? != "unknown" {
         let told = format!(": mapping {}, filtering {}", field("mapping")?, field("filtering")?);
         (LEARNT.to_owned(), told)
-    } else if says("slice") {
+    } else if says("this node's slice") {
         (ADDRESSED.to_owned(), format!(": {}", field("slice")?))
     } else if says("advert published") {
         (ADVERTISED.to_owned(), String::new())
@@ -216,6 +216,10 @@ mod tests {
             (
                 "::node: session peer=HC4e+A= from=198.18.4.2:51822",
                 "made a WireGuard session with b",
+            ),
+            (
+                "::node::slice: this node's slice slice=10.42.7.0/24",
+                "took its part of the network: 10.42.7.0/24",
             ),
             (
                 "::mesh: path peer=HC4e+A= route=[2001:2::2]:51822",

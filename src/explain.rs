@@ -70,6 +70,7 @@ impl PairExplanation {
             via: match pair.route.via {
                 Via::Socket => "socket".to_owned(),
                 Via::Extra(id) => format!("extra {id}"),
+                Via::Uplink(id) => format!("interface {id}"),
                 Via::Relay(id) => {
                     relay(id).map_or_else(|| format!("relay {id}"), |name| format!("relay {name}"))
                 }

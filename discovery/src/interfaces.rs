@@ -13,21 +13,22 @@
 //! outside this machine reaches us there.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
 use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
 use ipnet::IpNet;
 use rtnetlink::{
-    Handle, MulticastGroup,
+    Handle, MulticastGroup, RouteMessageBuilder,
     packet_core::NetlinkPayload,
     packet_route::{
-        RouteNetlinkMessage,
+        AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
         link::{LinkAttribute, LinkFlags},
+        route::{RouteAttribute, RouteMessage, RouteType},
     },
 };
 use tokio::{task::JoinSet, time};
@@ -80,6 +81,8 @@ pub struct InterfaceAddress {
     pub deprecated: bool,
     /// Whether it is one of those that change every day (RFC 8981).
     pub temporary: bool,
+    /// Whether a default route of its family leads out of the interface.
+    pub default_route: bool,
 }
 
 impl InterfaceAddress {
@@ -127,6 +130,28 @@ pub fn host_candidates(addresses: &[InterfaceAddress], overlay: &str) -> Vec<IpA
     let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = found.into_iter().partition(IpAddr::is_ipv4);
     let bounded = |family: Vec<IpAddr>| family.into_iter().take(MAX_HOST_ADDRESSES);
     bounded(v4).chain(bounded(v6)).collect()
+}
+
+/// The interfaces that lead to the Internet by IPv4 beside `main`, whose address packets carry
+/// as a rule: each with its number and the first of its addresses that peers may use. `overlay`
+/// is the mesh's own interface. Fewer than two ways out are no choice.
+pub fn further_uplinks(
+    addresses: &[InterfaceAddress],
+    overlay: &str,
+    main: IpAddr,
+) -> Vec<(u32, String, IpAddr)> {
+    let leads_out = |a: &&InterfaceAddress| {
+        let is_outside = a.name != overlay && !leads_inside(&a.name) && a.is_usable();
+        is_outside && a.default_route && a.addr.is_ipv4()
+    };
+    let main = addresses.iter().find(|a| a.addr == main).map(|a| a.index);
+    let mut found: Vec<(u32, String, IpAddr)> = Vec::new();
+    for address in addresses.iter().filter(leads_out).filter(|a| Some(a.index) != main) {
+        if !found.iter().any(|(index, ..)| *index == address.index) {
+            found.push((address.index, address.name.clone(), address.addr));
+        }
+    }
+    found
 }
 
 /// The names of the interfaces on which mDNS is to be spoken, at most
@@ -311,12 +336,27 @@ async fn read(handle: &Handle) -> Result<Vec<InterfaceAddress>, InterfaceError> 
             links.insert(link.header.index, (name, link.header.flags));
         }
     }
+    let mut ways_out = HashSet::new();
+    let families = [
+        RouteMessageBuilder::<Ipv4Addr>::new().build(),
+        RouteMessageBuilder::<Ipv6Addr>::new().build(),
+    ];
+    for family in families {
+        let mut answers = handle.route().get(family).execute();
+        while let Some(route) = answers.try_next().await? {
+            ways_out.extend(ways_out_of(&route));
+        }
+    }
     let mut found = Vec::new();
     let mut answers = handle.address().get().execute();
     while let Some(address) = answers.try_next().await? {
         // A link that came between the two questions will be told of by a message.
         if let Some((name, flags)) = links.get(&address.header.index) {
-            found.extend(interface_address(name, *flags, &address));
+            let found_here = interface_address(name, *flags, &address);
+            found.extend(found_here.map(|address| {
+                let default_route = ways_out.contains(&(address.index, address.addr.is_ipv4()));
+                InterfaceAddress { default_route, ..address }
+            }));
         }
     }
     found.sort();
@@ -354,7 +394,27 @@ fn interface_address(
         deprecated: is(AddressHeaderFlags::Deprecated),
         // One bit with two meanings: a second address of its network with IPv4.
         temporary: is(AddressHeaderFlags::Secondary) && addr.is_ipv6(),
+        default_route: false,
     })
+}
+
+/// The interfaces, each with whether by IPv4, out of which a default route leads; several where
+/// it has more than one next hop.
+fn ways_out_of(route: &RouteMessage) -> Vec<(u32, bool)> {
+    let is_default =
+        route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast;
+    let is_ipv4 = route.header.address_family == AddressFamily::Inet;
+    let mut out = Vec::new();
+    for attribute in route.attributes.iter().filter(|_| is_default) {
+        match attribute {
+            RouteAttribute::Oif(index) => out.push((*index, is_ipv4)),
+            RouteAttribute::MultiPath(hops) => {
+                out.extend(hops.iter().map(|hop| (hop.interface_index, is_ipv4)));
+            }
+            _ => {}
+        }
+    }
+    out
 }
 
 /// Whether an interface of this name leads to containers or virtual machines.
@@ -448,6 +508,28 @@ mod tests {
     }
 
     #[test]
+    fn further_uplinks_lead_out_and_are_not_the_first() {
+        let out = |address| InterfaceAddress { default_route: true, ..address };
+        let addresses = [
+            out(at("eth0", "192.168.1.5/24")),
+            out(at("eth0", "2001:db8:1::5/64")),
+            out(at("wwan0", "10.7.0.5/30")),
+            out(at("wwan0", "10.7.0.6/30")),
+            at("eth1", "192.168.3.5/24"),
+            out(at("zm0", "10.42.1.1/24")),
+            out(at("docker0", "172.17.0.1/16")),
+            InterfaceAddress { up: false, ..out(at("eth2", "192.168.4.5/24")) },
+        ];
+        let found = |main: &str| {
+            let found = further_uplinks(&addresses, "zm0", main.parse().expect("an address"));
+            found.into_iter().map(|(_, name, ip)| format!("{name} {ip}")).collect::<Vec<_>>()
+        };
+        assert_eq!(found("192.168.1.5"), ["wwan0 10.7.0.5"]);
+        assert_eq!(found("10.7.0.6"), ["eth0 192.168.1.5"]);
+        assert_eq!(found("0.0.0.0"), ["eth0 192.168.1.5", "wwan0 10.7.0.5"]);
+    }
+
+    #[test]
     fn configured_interfaces_are_taken_at_their_word() {
         let addresses = [at("eth0", "192.168.1.5/24"), at("veth1", "10.0.0.1/24")];
         let configured = ["veth1".to_owned(), "gone".to_owned()];
@@ -468,6 +550,7 @@ mod tests {
             tentative: false,
             deprecated: false,
             temporary: false,
+            default_route: false,
         }
     }
 

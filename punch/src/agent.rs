@@ -85,8 +85,14 @@ pub const MAX_RELAYS: usize = 2;
 /// The most candidates of the peer that are looked at through each.
 const MAX_BY_RELAY: usize = 4;
 
+/// The most interfaces that are other ways to the Internet.
+pub const MAX_UPLINKS: usize = 2;
+
+/// The most candidates of the peer that are looked at by each.
+const MAX_BY_UPLINK: usize = 4;
+
 /// The most pairs of the peer's candidates.
-pub const MAX_LISTED: usize = MAX_REMOTE + MAX_RELAYS * MAX_BY_RELAY;
+pub const MAX_LISTED: usize = MAX_REMOTE + MAX_RELAYS * MAX_BY_RELAY + MAX_UPLINKS * MAX_BY_UPLINK;
 
 /// The most other pairs: learned from checks, or of former candidates that still work.
 pub const MAX_LEARNED: usize = 8;
@@ -157,6 +163,7 @@ pub struct Agent {
     remotes: Vec<Candidate>,
     relays: Vec<LocalRelay>,
     extra: Vec<u32>,
+    uplinks: Vec<u32>,
     pairs: Vec<Pair>,
     selected: Option<Route>,
     selected_at: Instant,
@@ -203,6 +210,7 @@ impl Agent {
             remotes: Vec::new(),
             relays: Vec::new(),
             extra: Vec::new(),
+            uplinks: Vec::new(),
             pairs: Vec::new(),
             selected: None,
             selected_at: now,
@@ -275,6 +283,18 @@ impl Agent {
             self.drop_pairs(|via| matches!(via, Via::Relay(id) if gone.contains(&id)), now);
             self.sync_pairs(now);
             self.hold_on();
+        }
+        self.drive(now);
+    }
+
+    /// Takes the numbers of the interfaces that are other ways to the Internet than the one that
+    /// the routes choose, and have a socket each; those past [`MAX_UPLINKS`] are left alone.
+    pub fn set_uplinks(&mut self, uplinks: &[u32], now: Instant) {
+        let uplinks = &uplinks[..uplinks.len().min(MAX_UPLINKS)];
+        if self.uplinks != uplinks {
+            self.uplinks = uplinks.to_vec();
+            self.drop_pairs(|via| matches!(via, Via::Uplink(id) if !uplinks.contains(&id)), now);
+            self.sync_pairs(now);
         }
         self.drive(now);
     }

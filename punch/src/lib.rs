@@ -21,7 +21,9 @@ mod status;
 pub mod turn;
 mod verdict;
 
-pub use agent::{Agent, CheckError, MAX_LEARNED, MAX_LISTED, MAX_RELAYS, MAX_REMOTE, MAX_SOCKETS};
+pub use agent::{
+    Agent, CheckError, MAX_LEARNED, MAX_LISTED, MAX_RELAYS, MAX_REMOTE, MAX_SOCKETS, MAX_UPLINKS,
+};
 pub use candidate::{Candidate, CandidateKind};
 pub use check::{CheckKeys, OpenError, Username, WeakKey};
 pub use courier::{Courier, MAX_CONTENT, MAX_NEWS, NEWS};

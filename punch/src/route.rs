@@ -10,6 +10,9 @@ pub enum Via {
     Socket,
     /// A further UDP socket of this node, opened to get more mappings of its NAT.
     Extra(u32),
+    /// A socket that leaves this node by the interface of this number, whatever the routes say:
+    /// another way to the Internet than that of WireGuard's own socket.
+    Uplink(u32),
     /// An allocation of this node on a relay: the peer sees its relayed address.
     Relay(u32),
 }
@@ -21,6 +24,13 @@ pub struct Route {
     pub via: Via,
     /// The peer's address.
     pub remote: SocketAddr,
+}
+
+impl Via {
+    /// Whether it is a socket that is there for all peers, and not for one attempt.
+    pub(crate) fn is_lasting_socket(self) -> bool {
+        matches!(self, Self::Socket | Self::Uplink(_))
+    }
 }
 
 impl Route {
@@ -49,6 +59,7 @@ impl fmt::Display for Route {
         match self.via {
             Via::Socket => write!(f, "{}", self.remote),
             Via::Extra(socket) => write!(f, "{} from socket {socket}", self.remote),
+            Via::Uplink(uplink) => write!(f, "{} by interface {uplink}", self.remote),
             Via::Relay(relay) => write!(f, "{} by relay {relay}", self.remote),
         }
     }

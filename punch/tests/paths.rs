@@ -441,3 +441,55 @@ fn a_direct_path_that_one_side_left_is_looked_at_by_both() {
         sites.until(Tier::Direct, 15 * SECOND);
     }
 }
+
+#[test]
+fn a_second_uplink_takes_over_when_the_first_dies() {
+    for seed in 0..10 {
+        let restricted = Behaviour::port_restricted();
+        let mut world = World::new(seed);
+        let a = world.site(PUBLIC[0], "192.168.1.2", restricted);
+        let b = world.site(PUBLIC[1], "192.168.2.2", restricted);
+        world.second_uplink(a, "203.0.113.3", restricted);
+        let relay = world.relay("198.51.100.50");
+        world.allocate(b, relay);
+        world.introduce(a, b);
+        world.connect(a, b, 5 * SECOND).expect("a path");
+        for (from, to) in [(a, b), (b, a)] {
+            world.flow(from, to, Some(20 * MILLISECOND));
+        }
+        world.run(10 * SECOND);
+        let used = world.selected(b).expect("a path").route.remote.ip().to_string();
+        assert_ne!(used, "198.51.100.50", "seed {seed}");
+        let since = world.now;
+        world.cut(&used, PUBLIC[1]);
+        // Nor does the relay answer by it any more.
+        world.cut(&used, "198.51.100.50");
+        world.run(10 * SECOND);
+        let until = world.now;
+        for host in [a, b] {
+            let gap = world.of(host).traffic.longest_gap(since, until);
+            assert!(gap <= 4 * SECOND, "seed {seed}: nothing for {gap:?}");
+            let path = world.selected(host).expect("a path");
+            assert_eq!(path.tier, Tier::Direct, "seed {seed}: {path:?}");
+        }
+    }
+}
+
+#[test]
+fn an_uplink_that_is_gone_takes_its_pairs_with_it() {
+    let restricted = Behaviour::port_restricted();
+    let mut world = World::new(1);
+    let a = world.site(PUBLIC[0], "192.168.1.2", restricted);
+    let b = world.site(PUBLIC[1], "192.168.2.2", restricted);
+    world.second_uplink(a, "203.0.113.3", restricted);
+    world.introduce(a, b);
+    world.run(5 * SECOND);
+    let by_uplink = |world: &mut World| {
+        world.agent(a).pairs().filter(|pair| matches!(pair.route.via, Via::Uplink(_))).count()
+    };
+    assert!(by_uplink(&mut world) > 0);
+    let now = world.now;
+    world.agent(a).set_uplinks(&[], now);
+    assert_eq!(by_uplink(&mut world), 0);
+    world.connect(a, b, 5 * SECOND).expect("a path by the other");
+}

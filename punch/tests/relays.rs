@@ -110,6 +110,7 @@ fn direct_pairs_and_one_of_a_relay_are_checked_first() {
         .map(|port| candidate(CandidateKind::ServerReflexive, &format!("203.0.113.9:{port}")))
         .collect();
     world.agent(a).set_remote_candidates(&many, now);
+    world.agent(a).set_uplinks(&[5, 6, 7], now);
     assert_eq!(world.agent(a).pairs().count(), MAX_LISTED);
 }
 

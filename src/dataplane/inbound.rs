@@ -54,7 +54,7 @@ pub(super) fn run(shared: &Shared) -> io::Result<()> {
         let sockets: Vec<(Via, &Udp)> = std::iter::once(&shared.sockets.v4)
             .chain(&shared.sockets.v6)
             .map(|udp| (Via::Socket, udp))
-            .chain(links.extras().iter().map(|(id, udp)| (Via::Extra(*id), &**udp)))
+            .chain(links.extras().iter().map(|(via, udp)| (*via, &**udp)))
             .collect();
         inbound.serve(shared, &links, &sockets, &mut buffers)?;
         if inbound.stopped {

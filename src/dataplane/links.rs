@@ -1,5 +1,5 @@
-//! The ends of this node beside its two sockets: relays, and sockets that were opened
-//! for a hard NAT.
+//! The ends of this node beside its two sockets: relays, sockets that were opened for a hard
+//! NAT, and those that leave by another interface.
 //!
 //! A relay is reached through WireGuard's own socket (UDP), so that it sees the same
 //! mapping of the NAT as everybody, or through a stream (TCP, TLS) that somebody else
@@ -58,7 +58,7 @@ impl Relay {
 #[derive(Default, Clone)]
 pub(super) struct Links {
     relays: BTreeMap<u32, Relay>,
-    extras: BTreeMap<u32, Arc<Udp>>,
+    extras: BTreeMap<Via, Arc<Udp>>,
 }
 
 impl Links {
@@ -88,12 +88,12 @@ impl Links {
         }
     }
 
-    pub(super) fn set_extras(&mut self, extras: BTreeMap<u32, Arc<Udp>>) {
+    pub(super) fn set_extras(&mut self, extras: BTreeMap<Via, Arc<Udp>>) {
         self.extras = extras;
     }
 
-    /// The further sockets, by number.
-    pub(super) fn extras(&self) -> &BTreeMap<u32, Arc<Udp>> {
+    /// The further sockets.
+    pub(super) fn extras(&self) -> &BTreeMap<Via, Arc<Udp>> {
         &self.extras
     }
 
@@ -113,8 +113,8 @@ impl Links {
     pub(super) fn target(&self, route: &Route) -> Option<Target> {
         match route.via {
             Via::Socket => Some(Target { end: End::Socket(route.remote), channel: None }),
-            Via::Extra(id) => {
-                let udp = Arc::clone(self.extras.get(&id)?);
+            Via::Extra(_) | Via::Uplink(_) => {
+                let udp = Arc::clone(self.extras.get(&route.via)?);
                 Some(Target { end: End::Extra(udp, route.remote), channel: None })
             }
             Via::Relay(id) => {

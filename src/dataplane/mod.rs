@@ -297,7 +297,9 @@ impl DataPlane {
         let send = |udp: &Udp| udp.send_near(route.remote, bytes, hops);
         let sent = match route.via {
             Via::Socket => self.shared.sockets.of(&route.remote).map(send),
-            Via::Extra(id) => self.shared.links.load().extras().get(&id).map(|udp| send(udp)),
+            via @ (Via::Extra(_) | Via::Uplink(_)) => {
+                self.shared.links.load().extras().get(&via).map(|udp| send(udp))
+            }
             // What a relay sends gets as far as it gets.
             Via::Relay(_) => None,
         };
@@ -338,14 +340,14 @@ impl DataPlane {
         }
     }
 
-    /// Makes these the further sockets, by their numbers; those that are there already stay.
+    /// Makes these the further sockets; those to keep stay, if they are there.
     ///
     /// # Errors
     /// When the kernel refuses an option of a new one; none of them counts then.
-    pub fn set_sockets(&self, sockets: Vec<(u32, UdpSocket)>, keep: &[u32]) -> io::Result<()> {
+    pub fn set_sockets(&self, sockets: Vec<(Via, UdpSocket)>, keep: &[Via]) -> io::Result<()> {
         let known = self.shared.links.load();
         let kept = known.extras().iter().filter(|(id, _)| keep.contains(id));
-        let mut extras: BTreeMap<u32, Arc<Udp>> =
+        let mut extras: BTreeMap<Via, Arc<Udp>> =
             kept.map(|(id, udp)| (*id, Arc::clone(udp))).collect();
         for (id, socket) in sockets {
             extras.insert(id, Arc::new(Udp::adopt(socket)?));

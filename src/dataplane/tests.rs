@@ -484,7 +484,7 @@ fn a_further_socket_is_an_end_like_the_others_while_it_is_there() {
     let (a, mut b) = pair();
     let further = UdpSocket::bind("127.0.0.1:0").expect("a free port");
     let at = further.local_addr().expect("bound");
-    a.plane.set_sockets(vec![(9, further)], &[]).expect("the kernel takes it");
+    a.plane.set_sockets(vec![(Via::Extra(9), further)], &[]).expect("the kernel takes it");
     assert!(a.plane.set_path(&b.key(), Some(Route { via: Via::Extra(9), remote: b.address() })));
     for (from, to) in [(&a, &b), (&b, &a)] {
         let packet = between(from, to, b"from another port");

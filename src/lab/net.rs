@@ -18,7 +18,7 @@ use super::{
 /// The addresses of the core and of what is attached to it.
 const CORE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 0, 0), 16);
 
-/// A host's only link.
+/// A host's first link.
 const ETH: &str = "eth0";
 
 /// The first host of a LAN gets this number; below are the router and, in a carrier's
@@ -206,6 +206,28 @@ impl Site {
         self.configure(&namespace, ip)?;
         self.router.wait_for_links(&[LAN, &lan_port(port)])?;
         Ok(Host { namespace, addresses: vec![ip] })
+    }
+
+    /// Links a host of another site to this LAN as well: a second uplink, which its routes choose
+    /// only where the first one is gone.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn join(&mut self, host: &mut Host) -> Result<()> {
+        let device = format!("eth{}", host.addresses.len());
+        let port = self.plug(&host.namespace, &device)?;
+        let ip = self.host_address(port);
+        host.namespace.ip(&format!(
+            "link set {device} up
+             addr add {ip}/{length} dev {device} {no_dad}
+             route add default via {router} dev {device} metric 100",
+            length = self.lan.prefix_len(),
+            no_dad = no_dad(ip),
+            router = nth(self.lan, 1),
+        ))?;
+        self.router.wait_for_links(&[LAN, &lan_port(port)])?;
+        host.addresses.push(ip);
+        Ok(())
     }
 
     /// Takes over a host from another site, as when a machine roams: its link is unplugged

@@ -93,6 +93,7 @@ pub struct Mesh {
     next_sweep: Instant,
     local: Vec<Candidate>,
     relays: Vec<LocalRelay>,
+    uplinks: Vec<u32>,
     turns: Turns,
     /// This node's advert, as it is handed to members.
     note: Option<Vec<u8>>,
@@ -123,6 +124,7 @@ impl Mesh {
             next_sweep: now + SWEEP,
             local: Vec::new(),
             relays: Vec::new(),
+            uplinks: Vec::new(),
             turns: Turns::default(),
             note: None,
             news: News::default(),
@@ -211,6 +213,14 @@ impl Mesh {
             self.relays = relays.to_vec();
             let relays = self.relays.clone();
             self.each_agent(now, |agent| agent.set_relays(&relays, now));
+        }
+    }
+
+    /// Takes the interfaces that are other ways to the Internet, and have a socket each.
+    pub fn set_uplinks(&mut self, uplinks: &[u32], now: Instant) {
+        if self.uplinks != uplinks {
+            self.uplinks = uplinks.to_vec();
+            self.each_agent(now, |agent| agent.set_uplinks(uplinks, now));
         }
     }
 
@@ -519,6 +529,7 @@ impl Mesh {
         let mut agent = Agent::new(keys, seed, now, self.unix_ms(now));
         agent.set_local_candidates(&self.local, now);
         agent.set_relays(&self.relays, now);
+        agent.set_uplinks(&self.uplinks, now);
         agent.set_hard(self.settings.hard, now);
         self.translator.tell(&mut agent, now);
         Some((agent, courier))

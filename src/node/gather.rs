@@ -279,7 +279,7 @@ impl Node {
     pub(super) fn handle_reflexive(&mut self, now: Instant) {
         let reflexive: Vec<SocketAddr> = self.stun.reflexive().collect();
         info!(?reflexive, "reflexive addresses");
-        self.gather.known.set_reflexive(self.stun.named(), now);
+        self.gather.known.set_reflexive(self.named(), now);
         let mut outside: Vec<IpAddr> = reflexive.iter().map(SocketAddr::ip).collect();
         outside.sort_unstable();
         outside.dedup();
@@ -308,6 +308,8 @@ impl Node {
     pub(super) fn set_stun_servers(&mut self, now: Instant) {
         let servers = self.gather.reach(&self.zone.stun_servers);
         self.stun.set_servers(&servers, now);
+        self.uplinks.set_servers(&servers, now);
+        self.open_uplinks(now);
     }
 
     /// Tells the agents and everybody else of changed candidates.

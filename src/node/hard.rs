@@ -130,7 +130,7 @@ impl Node {
     pub(super) fn hand_over(&mut self, node: PublicKey, id: u32) {
         if let Some(socket) = self.hard.fresh.hand_over(id) {
             self.hard.handed.insert(id, node);
-            self.keep_handed(vec![(id, socket)]);
+            self.keep_handed(vec![(Via::Extra(id), socket)]);
         }
     }
 
@@ -145,8 +145,11 @@ impl Node {
         }
     }
 
-    fn keep_handed(&mut self, new: Vec<(u32, std::net::UdpSocket)>) {
-        let keep: Vec<u32> = self.hard.handed.keys().copied().collect();
+    /// Hands these to the data plane, beside those that it is to keep.
+    pub(super) fn keep_handed(&mut self, new: Vec<(Via, std::net::UdpSocket)>) {
+        let handed = self.hard.handed.keys().map(|id| Via::Extra(*id));
+        let keep: Vec<Via> =
+            handed.chain(self.uplinks.ids().into_iter().map(Via::Uplink)).collect();
         if let Err(error) = self.data.set_sockets(new, &keep) {
             warn!("a socket cannot be used: {error}");
         }

@@ -18,6 +18,7 @@ mod report;
 mod slice;
 mod sockets;
 mod start;
+mod uplinks;
 mod zone;
 
 use std::{
@@ -60,7 +61,7 @@ use crate::{
 
 use self::{
     gather::Gather, hard::Hard, membership::Joined, mtu::Mtu, relays::RelayKeeper, slice::Slice,
-    zone::ZoneState,
+    uplinks::Uplinks, zone::ZoneState,
 };
 pub use self::{gather::GatherEvent, hard::HardEvent, relays::RelayEvent, report::Echoed};
 
@@ -191,6 +192,7 @@ struct Node {
     gather: Gather,
     relays: RelayKeeper,
     hard: Hard,
+    uplinks: Uplinks,
     /// The clocks, as they were read last.
     clocks: (Instant, SystemTime),
     zone: ZoneState,
@@ -248,6 +250,7 @@ impl Node {
             self.gather.refresh(&self.events);
         }
         self.mesh.set_connected(connected, now);
+        self.follow_uplinks(addresses, moved, now);
         if moved {
             self.handle_candidates(now);
             self.relays_moved(now);
@@ -271,6 +274,11 @@ impl Node {
         if is_direct
             && (self.stun.handle_datagram(route.remote, bytes, now)
                 || self.handle_relay_datagram(route.remote, bytes, now))
+        {
+            return;
+        }
+        if let Via::Uplink(id) = route.via
+            && self.uplinks.handle_datagram(id, route.remote, bytes, now)
         {
             return;
         }
@@ -304,6 +312,7 @@ impl Node {
     fn handle_timeout(&mut self) {
         let (now, wall) = (Instant::now(), SystemTime::now());
         self.stun.handle_timeout(now);
+        self.uplinks.handle_timeout(now);
         self.drive_relays(now, wall);
         self.drive_slice(now);
         if self.gather.known.handle_timeout(now) {
@@ -353,9 +362,10 @@ impl Node {
         let renew = self.own.as_ref().and_then(Own::renew_at);
         let Due { advert, save, apply, .. } = self.due;
         let (stun, stale) = (self.stun.poll_timeout(), self.gather.known.poll_timeout());
-        let relays = self.relays.poll_timeout();
+        let (relays, uplinks) = (self.relays.poll_timeout(), self.uplinks.poll_timeout());
         let slice = self.slice.as_ref().and_then(Slice::poll_timeout);
-        let others = [stun, stale, relays, slice, renew, advert, save, apply].into_iter().flatten();
+        let others = [stun, stale, relays, uplinks, slice, renew, advert, save, apply];
+        let others = others.into_iter().flatten();
         fixed.into_iter().chain(others).min().expect("at least two")
     }
 
@@ -398,6 +408,7 @@ impl Node {
         while let Some(transmit) = self.stun.poll_transmit() {
             self.data.send(Route::direct(transmit.to), &transmit.payload, false);
         }
+        self.settle_uplinks(now);
         let mut peers_changed = false;
         let mut others = Vec::new();
         while let Some(event) = self.mesh.poll_event() {

@@ -44,7 +44,7 @@ pub struct Echoed {
 impl Node {
     pub(super) fn handle_control(&mut self, control: ControlRequest) {
         // When each server last named its address is looked at only here.
-        self.gather.known.set_reflexive(self.stun.named(), Instant::now());
+        self.gather.known.set_reflexive(self.named(), Instant::now());
         match control.request {
             Request::Status => answer(control.reply, Reply::Status(Box::new(self.status()))),
             Request::Explain { peer } => answer(control.reply, self.explain(&peer)),
@@ -171,11 +171,12 @@ impl Node {
         let relayed = selected.is_some_and(|path| path.tier == Tier::Relayed);
         let own_relay = match route.via {
             Via::Relay(id) => self.relays.label(id),
-            Via::Socket | Via::Extra(_) => None,
+            Via::Socket | Via::Extra(_) | Via::Uplink(_) => None,
         };
         let local = match route.via {
             Via::Relay(id) => self.mesh.relayed(id),
             Via::Socket => source_address(route.remote).map(|ip| SocketAddr::new(ip, self.port)),
+            Via::Uplink(id) => self.uplinks.local(id),
             Via::Extra(_) => None,
         };
         PathStatus {

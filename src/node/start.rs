@@ -26,6 +26,7 @@ use super::{
     mtu::{self, Mtu},
     relays::RelayKeeper,
     slice::Slice,
+    uplinks::Uplinks,
     zone::ZoneState,
 };
 use crate::{
@@ -121,6 +122,8 @@ impl Node {
         let known =
             if from_zone { state.stun_servers().to_vec() } else { config.stun_servers.clone() };
         stun.set_servers(&known, now);
+        let mut uplinks = Uplinks::default();
+        uplinks.set_servers(&known, now);
 
         let relays = RelayKeeper::start(&config, &identity.public_key(), &sender, (now, wall))?;
         let mut node = Self {
@@ -137,6 +140,7 @@ impl Node {
             slice,
             relays,
             hard: Hard::new(sender.clone()),
+            uplinks,
             rendezvous: None,
             mdns: None,
             lan_interfaces: Vec::new(),

@@ -145,6 +145,7 @@ mod tests {
             tentative: false,
             deprecated: false,
             temporary: false,
+            default_route: false,
         }
     }
 

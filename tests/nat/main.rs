@@ -25,4 +25,5 @@ mod slices;
 mod stage;
 mod stream;
 mod timing;
+mod uplinks;
 mod weather;

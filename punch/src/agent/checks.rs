@@ -178,7 +178,7 @@ impl Agent {
     fn send_request(&mut self, to: Route, what: What, id: [u8; 12], now: Instant) {
         // What the peer, where it does not know this end, will learn it as.
         let kind = match to.via {
-            Via::Socket | Via::Extra(_) => CandidateKind::PeerReflexive,
+            Via::Socket | Via::Extra(_) | Via::Uplink(_) => CandidateKind::PeerReflexive,
             Via::Relay(_) => CandidateKind::Relayed,
         };
         let nominate = what == What::Check { nominate: true };

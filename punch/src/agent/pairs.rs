@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Agent, MAX_BY_RELAY, MAX_LEARNED};
+use super::{Agent, MAX_BY_RELAY, MAX_BY_UPLINK, MAX_LEARNED};
 use crate::{
     candidate::{Candidate, CandidateKind, canonical},
     pair::Pair,
@@ -69,6 +69,13 @@ impl Agent {
         let fits = |c: &&Candidate| c.kind != CandidateKind::Relayed || c.is_for_relays();
         let direct = self.remotes.iter().filter(fits).map(|c| (Route::direct(c.addr), c.kind));
         let mut wanted: Vec<_> = direct.collect();
+        // What is somebody's own network may be another one there.
+        let fits = |c: &&Candidate| c.kind != CandidateKind::Relayed && c.is_for_relays();
+        let outside = || self.remotes.iter().filter(fits).filter(|c| c.addr.is_ipv4());
+        for uplink in &self.uplinks {
+            let route = |c: &Candidate| Route { via: Via::Uplink(*uplink), remote: c.addr };
+            wanted.extend(outside().take(MAX_BY_UPLINK).map(|c| (route(c), c.kind)));
+        }
         for relay in &self.relays {
             let fits = |candidate: &&Candidate| {
                 candidate.is_for_relays() && candidate.addr.is_ipv4() == relay.relayed.is_ipv4()
@@ -103,6 +110,7 @@ impl Agent {
         match via {
             Via::Socket => true,
             Via::Extra(socket) => self.extra.contains(&socket),
+            Via::Uplink(uplink) => self.uplinks.contains(&uplink),
             Via::Relay(id) => self.relays.iter().any(|relay| relay.id == id),
         }
     }
@@ -119,7 +127,7 @@ impl Agent {
     ) -> Option<&mut Pair> {
         let learned = Candidate { kind, addr: route.remote };
         let fits = match route.via {
-            Via::Socket | Via::Extra(_) => learned.is_usable(),
+            Via::Socket | Via::Extra(_) | Via::Uplink(_) => learned.is_usable(),
             Via::Relay(_) => learned.is_for_relays(),
         };
         let known = self.pairs.iter().any(|pair| pair.route == route);

@@ -33,7 +33,7 @@ use crate::{
     candidate::CandidateKind,
     check::Receipt,
     pair::{Pair, ROUND_CHECKS, Tier},
-    route::{Route, Via},
+    route::Route,
 };
 
 /// How many routers an opener passes, round by round: a host's own router is the first
@@ -126,7 +126,7 @@ impl Punching {
 /// Whether a pair leads through the NATs, and does not yet, or was not seen to do so for
 /// long enough that they may have closed.
 fn is_shut(pair: &Pair, selected: Option<Route>, now: Instant) -> bool {
-    let direct = pair.route.via == Via::Socket && pair.kind != CandidateKind::Relayed;
+    let direct = pair.route.via.is_lasting_socket() && pair.kind != CandidateKind::Relayed;
     direct && pair.listed && !is_open(pair, selected, now)
 }
 

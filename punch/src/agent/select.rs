@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::Agent;
 use crate::{
     pair::{Pair, Rank, State, Tier, Use},
-    route::{Route, Via},
+    route::Route,
 };
 
 /// A learned pair that never answers is forgotten.
@@ -218,7 +218,7 @@ impl Agent {
         match self.selected().map(|path| path.tier) {
             None => Use::Wanted,
             Some(tier) if tier <= pair.tier(&self.locals) => Use::Unwanted,
-            Some(Tier::Relayed) if pair.route.via == Via::Socket => Use::Punched,
+            Some(Tier::Relayed) if pair.route.via.is_lasting_socket() => Use::Punched,
             Some(_) => Use::Better,
         }
     }

@@ -63,6 +63,9 @@ pub(crate) struct Weather {
 pub(crate) const FAIR: Weather =
     Weather { delay: Duration::from_millis(20), jitter: Duration::from_millis(2), loss: 0.0 };
 
+/// The number of a host's second uplink.
+const UPLINK: u32 = 3;
+
 /// A LAN's delay.
 const LAN_DELAY: Duration = Duration::from_micros(300);
 
@@ -130,6 +133,8 @@ pub(crate) struct World {
 pub(crate) struct Host {
     segment: Segment,
     pub(crate) ips: Vec<IpAddr>,
+    /// A second way to the Internet, and its address there.
+    uplink: Option<(Segment, IpAddr)>,
     secret: [u8; 32],
     public: [u8; 32],
     pub(crate) agent: Option<Agent>,
@@ -234,6 +239,7 @@ impl World {
         self.hosts.push(Host {
             segment,
             ips: ips.iter().map(|ip| ip.parse().expect("a literal address")).collect(),
+            uplink: None,
             secret,
             public: public.to_bytes(),
             agent: None,
@@ -252,6 +258,13 @@ impl World {
     pub(crate) fn site(&mut self, public: &str, private: &str, behaviour: Behaviour) -> HostId {
         let (_, lan) = self.nat(INTERNET, public, behaviour);
         self.host(lan, &[private])
+    }
+
+    /// Gives a host a second way to the Internet, behind a NAT of its own. Before its agent is
+    /// started.
+    pub(crate) fn second_uplink(&mut self, host: HostId, public: &str, behaviour: Behaviour) {
+        let (_, lan) = self.nat(INTERNET, public, behaviour);
+        self.of(host).uplink = Some((lan, "192.168.99.2".parse().expect("a literal address")));
     }
 
     pub(crate) fn of(&mut self, host: HostId) -> &mut Host {
@@ -285,6 +298,9 @@ impl World {
         let mut agent = Agent::new(self.keys(host, peer), seed, self.now, clock_ms);
         agent.set_local_candidates(&self.candidates(host), self.now);
         agent.set_relays(&self.allocations(host), self.now);
+        if self.hosts[host.0].uplink.is_some() {
+            agent.set_uplinks(&[UPLINK], self.now);
+        }
         if self.hard {
             agent.set_nat(self.profile(host), self.now);
         }
@@ -309,29 +325,36 @@ impl World {
     /// What a host's own gathering would find: host addresses, and the reflexive one
     /// through every NAT on the way.
     pub(crate) fn candidates(&mut self, host: HostId) -> Vec<Candidate> {
-        let stun: SocketAddr = STUN.parse().expect("a literal address");
         let ips = self.hosts[host.0].ips.clone();
         let mut candidates: Vec<Candidate> = Vec::new();
         for ip in ips {
             let addr = SocketAddr::new(ip, PORT);
             candidates.push(Candidate { kind: CandidateKind::Host, addr });
             if ip.is_ipv4() {
-                let (mut addr, mut segment) = (addr, self.hosts[host.0].segment);
-                if self.is_blocked(segment) {
-                    continue;
-                }
-                while let Some(gateway) = self.gateway_of(segment, stun.ip()) {
-                    addr =
-                        self.gateways[gateway].translate_out(addr, stun, self.now, &mut self.rng);
-                    segment = self.gateways[gateway].outside;
-                }
-                candidates.push(Candidate { kind: CandidateKind::ServerReflexive, addr });
+                candidates.extend(self.reflexive(self.hosts[host.0].segment, addr));
             }
+        }
+        if let Some((segment, ip)) = self.hosts[host.0].uplink {
+            candidates.extend(self.reflexive(segment, SocketAddr::new(ip, PORT)));
         }
         let relayed = self.allocations(host).into_iter();
         let kind = CandidateKind::Relayed;
         candidates.extend(relayed.map(|relay| Candidate { kind, addr: relay.relayed }));
         candidates
+    }
+
+    /// As what a STUN server sees a socket.
+    fn reflexive(&mut self, segment: Segment, addr: SocketAddr) -> Option<Candidate> {
+        if self.is_blocked(segment) {
+            return None;
+        }
+        let stun: SocketAddr = STUN.parse().expect("a literal address");
+        let (mut addr, mut segment) = (addr, segment);
+        while let Some(gateway) = self.gateway_of(segment, stun.ip()) {
+            addr = self.gateways[gateway].translate_out(addr, stun, self.now, &mut self.rng);
+            segment = self.gateways[gateway].outside;
+        }
+        Some(Candidate { kind: CandidateKind::ServerReflexive, addr })
     }
 
     /// Tells `host` what `peer` gathered, as the zone would.
@@ -451,6 +474,10 @@ impl World {
                 let relayed = self.permit(host, id, route.remote)?;
                 Some((INTERNET, Packet::new(relayed, route.remote, payload)))
             }
+            Via::Uplink(_) => {
+                let (segment, ip) = self.hosts[host.0].uplink?;
+                Some((segment, Packet::new(SocketAddr::new(ip, PORT), route.remote, payload)))
+            }
             Via::Socket | Via::Extra(_) => {
                 let host = &self.hosts[host.0];
                 let family = |ip: &&IpAddr| ip.is_ipv4() == route.remote.is_ipv4();
@@ -506,7 +533,7 @@ impl World {
                 Some(delay) => delay,
                 None => return,
             },
-            Via::Socket | Via::Extra(_) => LAN_DELAY,
+            Via::Socket | Via::Extra(_) | Via::Uplink(_) => LAN_DELAY,
         };
         self.put(segment, packet, delay);
     }
@@ -538,7 +565,11 @@ impl World {
     fn route(&mut self, segment: Segment, packet: Packet) {
         match self.hop(segment, packet) {
             Hop::Host(host, packet) => {
+                let uplink = self.hosts[host.0].uplink.map(|(_, ip)| ip);
                 let route = match packet.to.port() {
+                    _ if uplink == Some(packet.to.ip()) => {
+                        Route { via: Via::Uplink(UPLINK), remote: packet.from }
+                    }
                     PORT => Route::direct(packet.from),
                     port => Route { via: Via::Extra(extra_id(port)), remote: packet.from },
                 };
@@ -585,7 +616,10 @@ impl World {
     /// Where a packet in `segment` goes next.
     fn hop(&mut self, segment: Segment, packet: Packet) -> Hop {
         let to = packet.to.ip();
-        let here = |host: &Host| host.segment == segment && host.ips.contains(&to);
+        let here = |host: &Host| {
+            (host.segment == segment && host.ips.contains(&to))
+                || host.uplink == Some((segment, to))
+        };
         if let Some(host) = self.hosts.iter().position(here) {
             let port = packet.to.port();
             let extra = &self.hosts[host].traffic.extra;

@@ -36,7 +36,7 @@ pub use self::{
     relay_uri::{RelayHost, RelayTransport, RelayUri, RelayUriError},
     secret::Secret,
     serve::{ServeConfig, TlsConfig},
-    serve_zone::ServeZoneConfig,
+    serve_zone::{Primary, ServeZoneConfig},
 };
 
 pub(crate) use self::secret::SecretFile;

@@ -9,7 +9,7 @@ use zonemesh_discovery::{
     advert::Zone,
     sealed::Seal,
     zone::{
-        TsigKey,
+        TsigKey, ZoneClient,
         serve::{
             Limits,
             wire::{KeyRights, Rate, Rates, UpdateRight, node_of_key},
@@ -50,6 +50,10 @@ pub struct ServeZoneConfig {
     pub data_dir: PathBuf,
     /// The secondary servers: they are told of changes, and named in the zone.
     pub secondaries: Vec<SocketAddr>,
+    /// Other hosts of the network that serve STUN and TURN on the same ports.
+    pub hosts: Vec<IpAddr>,
+    /// The server whose zone it is; `None` where it is this one.
+    pub primary: Option<Primary>,
     /// TSIG keys, and what their holders may.
     pub keys: Vec<(TsigKey, KeyRights)>,
     /// Whether only keys with that right may have the zone transferred.
@@ -62,6 +66,15 @@ pub struct ServeZoneConfig {
     pub connections: usize,
     /// Connections from one IPv4 address or IPv6 /64.
     pub connections_per_source: usize,
+}
+
+/// The primary server of a zone that this host serves as a secondary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Primary {
+    /// Its address.
+    pub server: SocketAddr,
+    /// Signs what is asked of it.
+    pub key: Option<TsigKey>,
 }
 
 /// What of `[serve]` the defaults follow.
@@ -94,7 +107,7 @@ pub(super) fn zone(
     let tls_default = || if around.has_tls { there(TLS_PORT) } else { Vec::new() };
     let tls_listen = tls_listen.unwrap_or_else(tls_default);
     let listen = listen(&mut section, "listen", PORT)?.unwrap_or_else(|| there(PORT));
-    let addresses = addresses(&mut section, "addresses", 4)?;
+    let own_addresses = addresses(&mut section, "addresses", 4)?;
     let data_dir = match section.take("data_dir") {
         Some(item) => path(&item, around.base)?,
         None => PathBuf::from("/var/lib/zonemesh/zone"),
@@ -105,6 +118,7 @@ pub(super) fn zone(
         }
         None => vec![],
     };
+    let hosts = addresses(&mut section, "hosts", MAX_SECONDARIES)?;
     let mut known = Vec::new();
     if let Some(key) = network.as_ref().and_then(|network| network.access.tsig.as_ref()) {
         let key = key.key().map_err(|error| section.wrong("network", &error.to_string()))?;
@@ -112,6 +126,10 @@ pub(super) fn zone(
     }
     if let Some(item) = section.take("keys") {
         keys(item, &name, &mut known, warnings)?;
+    }
+    let primary = primary(&mut section, &known, network.as_ref())?;
+    if primary.is_some() && !hosts.is_empty() {
+        return Err(section.wrong("hosts", "them at the primary server, whose zone it is"));
     }
     let closed = match section.take("transfer") {
         Some(item) => closed(&item)?,
@@ -124,9 +142,11 @@ pub(super) fn zone(
         network,
         listen,
         tls_listen,
-        addresses,
+        addresses: own_addresses,
         data_dir,
         secondaries,
+        hosts,
+        primary,
         keys: known,
         closed,
         limits,
@@ -170,11 +190,43 @@ impl ServeZoneConfig {
         Some(Secret::new(String::from_utf8_lossy(secret.expose()).into_owned()))
     }
 
+    /// Asks the primary server, where there is another one.
+    pub fn client(&self) -> Option<ZoneClient> {
+        let Primary { server, key } = self.primary.clone()?;
+        Some(ZoneClient::new(self.name.clone(), server, key))
+    }
+
     /// The addresses that members know the zone's servers by.
     pub fn servers(&self) -> impl Iterator<Item = IpAddr> {
         let servers = self.network.iter().flat_map(|network| &network.access.servers);
         servers.map(SocketAddr::ip)
     }
+}
+
+/// The server to follow, and the key for it: the one that is named, or the network's.
+fn primary(
+    section: &mut Section<'_>,
+    keys: &[(TsigKey, KeyRights)],
+    network: Option<&NetworkFile>,
+) -> Result<Option<Primary>> {
+    let at = section.take("primary").map(|item| server(&item, PORT)).transpose()?;
+    let key = match section.take("primary_key") {
+        Some(item) => {
+            let expected = "the name of one of serve.zone.keys";
+            let name = item.text(expected)?;
+            let is_it = |key: &TsigKey| {
+                key.name().to_ascii().trim_end_matches('.') == name.trim_end_matches('.')
+            };
+            let known = keys.iter().map(|(key, _)| key).find(|key| is_it(key));
+            Some(known.ok_or_else(|| item.wrong(expected))?.clone())
+        }
+        // The first one is the network's, where it has one.
+        None => keys
+            .first()
+            .filter(|_| network.is_some_and(|network| network.access.tsig.is_some()))
+            .map(|(key, _)| key.clone()),
+    };
+    Ok(at.map(|server| Primary { server, key }))
 }
 
 fn closed(item: &Item<'_>) -> Result<bool> {

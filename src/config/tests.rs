@@ -105,6 +105,8 @@ fn the_example_is_a_valid_configuration_and_its_comments_tell_the_defaults() {
     assert_eq!(zone.secondaries, ["198.51.100.11:53".parse().expect("an address")]);
     let names: Vec<String> = zone.keys.iter().map(|(key, _)| key.name().to_ascii()).collect();
     assert_eq!(names, ["mesh-key.", "ns2-key."]);
+    let primary = zone.primary.as_ref().expect("a primary server");
+    assert_eq!(primary.key.as_ref().map(|key| key.name().to_ascii()), Some("ns2-key.".to_owned()));
     let plain = parse_in(&folder, "[serve.zone]").expect("the network's file is there");
     let plain = plain.serve.expect("a [serve] section");
     assert_eq!(
@@ -118,6 +120,7 @@ fn the_example_is_a_valid_configuration_and_its_comments_tell_the_defaults() {
         tls_listen: zone.tls_listen.clone(),
         addresses: zone.addresses.clone(),
         secondaries: zone.secondaries.clone(),
+        primary: zone.primary.clone(),
         keys: zone.keys.clone(),
         ..plain
     };
@@ -382,6 +385,8 @@ fn a_zone_is_served_for_a_network_or_by_name() {
             "zone.keys[0].name",
             "another name",
         ),
+        ("primary = \"192.0.2.1\"\nprimary_key = \"x\"", "zone.primary_key", "serve.zone.keys"),
+        ("primary = \"192.0.2.1\"\nhosts = [\"192.0.2.2\"]", "zone.hosts", "primary server"),
         ("limits = { answers_per_network = 0 }", "limits.answers_per_network", "from 1"),
     ] {
         let error = zone(text).expect_err(text);

@@ -221,6 +221,8 @@ fn start_zone(
         addresses: named,
         secondaries: zone.secondaries.iter().map(SocketAddr::ip).collect(),
         services: services(config),
+        others: zone.hosts.clone(),
+        mirror: zone.primary.is_some(),
         limits: zone.limits,
     };
     zone::start(zone, records, tls.as_ref(), &own)

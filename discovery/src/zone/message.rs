@@ -5,7 +5,7 @@
 //! in a zone that also holds other things, must not hide all others: what is not
 //! one of ours counts as [`Data::Other`].
 
-use std::net::IpAddr;
+use std::{borrow::Cow, net::IpAddr};
 
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query},
@@ -98,6 +98,15 @@ impl Reply {
 /// Finds the TSIG record of a request; `None` when it is no message.
 pub(super) fn find_tsig(wire: &[u8]) -> Option<Option<TsigRecord>> {
     Reader { decoder: BinDecoder::new(wire) }.tsig().ok()
+}
+
+/// A message as it was before the TSIG record was put behind it.
+pub(super) fn without_tsig<'a>(wire: &'a [u8], tsig: Option<&TsigRecord>) -> Cow<'a, [u8]> {
+    let Some(tsig) = tsig else { return Cow::Borrowed(wire) };
+    let mut plain = wire[..tsig.start].to_vec();
+    let additionals = u16::from_be_bytes([wire[10], wire[11]]).saturating_sub(1);
+    plain[10..12].copy_from_slice(&additionals.to_be_bytes());
+    Cow::Owned(plain)
 }
 
 const TYPE_OPT: u16 = 41;

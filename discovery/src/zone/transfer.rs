@@ -12,7 +12,7 @@ use tokio::time::{Duration, timeout};
 use super::{
     Task, ZoneClient, ZoneError,
     contents::{MAX_RECORDS, MAX_ZONE_BYTES},
-    message::{self, Data, Record},
+    message::{self, Data, Record, Reply},
     transport::{Connection, Request},
 };
 
@@ -21,27 +21,81 @@ const TRANSFER_LIMIT: Duration = Duration::from_secs(30);
 
 /// What a transfer brought.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Transfer {
+pub(super) enum Transfer<R = Record> {
     /// The server's serial and nothing else: it has no news.
     UpToDate { serial: u32 },
     /// The whole zone.
-    Whole { serial: u32, records: Vec<Record> },
+    Whole { serial: u32, records: Vec<R> },
     /// What has changed since `from`.
-    Changes { from: u32, serial: u32, steps: Vec<Step> },
+    Changes { from: u32, serial: u32, steps: Vec<Step<R>> },
 }
 
 /// One record's change.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum Step<R = Record> {
     /// It is no more.
-    Remove(Record),
+    Remove(R),
     /// It is new.
-    Add(Record),
+    Add(R),
+}
+
+/// A record as who transfers wants it: a node what can matter to it, a secondary server all.
+pub(super) trait Part: Clone {
+    /// The records of one message's answer.
+    fn of(wire: &[u8], reply: Reply) -> Option<Vec<Self>>;
+    /// The serial, where it is the zone's SOA.
+    fn serial(&self, zone: &Name) -> Option<u32>;
+    /// Whether it is kept.
+    fn matters(&self) -> bool;
+}
+
+impl Part for Record {
+    fn of(_: &[u8], reply: Reply) -> Option<Vec<Self>> {
+        Some(reply.answers)
+    }
+
+    fn serial(&self, zone: &Name) -> Option<u32> {
+        match self.data {
+            Data::Soa { serial } if self.owner == *zone => Some(serial),
+            _ => None,
+        }
+    }
+
+    /// The rest of a zone is not ours.
+    fn matters(&self) -> bool {
+        matches!(self.data, Data::Srv { .. } | Data::Txt(_) | Data::Address(_))
+    }
+}
+
+impl Part for WireRecord {
+    fn of(wire: &[u8], reply: Reply) -> Option<Vec<Self>> {
+        let plain = message::without_tsig(wire, reply.tsig.as_ref());
+        Some(Message::from_vec(&plain).ok()?.answers)
+    }
+
+    fn serial(&self, zone: &Name) -> Option<u32> {
+        match &self.data {
+            RData::SOA(soa) if self.name == *zone => Some(soa.serial),
+            _ => None,
+        }
+    }
+
+    fn matters(&self) -> bool {
+        true
+    }
 }
 
 impl ZoneClient {
     /// Fetches what has changed since a serial, or the whole zone.
     pub(super) async fn transfer(&self, since: Option<u32>) -> Result<Transfer, ZoneError> {
+        self.transfer_as(since).await.map(|(_, transfer)| transfer)
+    }
+
+    /// The same, and the SOA record that it begins with.
+    pub(super) async fn transfer_as<R: Part>(
+        &self,
+        since: Option<u32>,
+    ) -> Result<(Option<R>, Transfer<R>), ZoneError> {
         let message = match since {
             Some(serial) => ixfr(self.zone.name(), serial),
             None => message::query(self.zone.name(), RecordType::AXFR),
@@ -52,6 +106,7 @@ impl ZoneClient {
             connection.send(&request).await?;
             let mut stream = Stream::new(self.zone.name(), since);
             let mut bytes = 0;
+            let mut soa = None;
             loop {
                 let wire = connection.receive().await?;
                 bytes += wire.len();
@@ -67,7 +122,10 @@ impl ZoneClient {
                 if reply.answers.is_empty() {
                     return Err(self.rubbish(Task::Transfer, "a message without records"));
                 }
-                for record in reply.answers {
+                let records = R::of(&wire, reply);
+                let unread = || self.rubbish(Task::Transfer, "a record that cannot be read");
+                for record in records.ok_or_else(unread)? {
+                    soa.get_or_insert_with(|| record.clone());
                     stream
                         .handle_record(record)
                         .map_err(|what| self.rubbish(Task::Transfer, what))?;
@@ -79,7 +137,9 @@ impl ZoneClient {
             if !request.is_authentic() {
                 return Err(self.rubbish(Task::Transfer, "the last message is not signed"));
             }
-            stream.finish().ok_or_else(|| self.rubbish(Task::Transfer, "it ends too soon"))
+            let transfer = stream.finish();
+            let transfer = transfer.ok_or_else(|| self.rubbish(Task::Transfer, "it ends too soon"));
+            Ok((soa, transfer?))
         };
         let Ok(transfer) = timeout(TRANSFER_LIMIT, work).await else {
             let why = format!("a transfer takes more than {} s", TRANSFER_LIMIT.as_secs());
@@ -100,14 +160,14 @@ fn ixfr(zone: &Name, serial: u32) -> Message {
 
 /// Takes the records of an answer, in order.
 #[derive(Debug)]
-struct Stream {
+struct Stream<R> {
     zone: Name,
     since: Option<u32>,
-    stage: Stage,
+    stage: Stage<R>,
 }
 
 #[derive(Debug)]
-enum Stage {
+enum Stage<R> {
     Start,
     /// One SOA: all there is, or the head of what follows.
     Head {
@@ -115,41 +175,38 @@ enum Stage {
     },
     Whole {
         serial: u32,
-        records: Vec<Record>,
+        records: Vec<R>,
         complete: bool,
     },
     Changes {
         from: u32,
         serial: u32,
-        steps: Vec<Step>,
-        part: Part,
+        steps: Vec<Step<R>>,
+        section: Section,
     },
 }
 
 /// Where in a list of changes (RFC 1995 §4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
+enum Section {
     Removing,
     Adding { until: u32 },
     Complete,
 }
 
-impl Stream {
+impl<R: Part> Stream<R> {
     fn new(zone: &Name, since: Option<u32>) -> Self {
         Self { zone: zone.clone(), since, stage: Stage::Start }
     }
 
-    fn handle_record(&mut self, record: Record) -> Result<(), &'static str> {
-        let soa = match record.data {
-            Data::Soa { serial } if record.owner == self.zone => Some(serial),
-            _ => None,
-        };
+    fn handle_record(&mut self, record: R) -> Result<(), &'static str> {
+        let soa = record.serial(&self.zone);
         let next = match (&mut self.stage, soa) {
             (Stage::Start, Some(serial)) => Stage::Head { serial },
             (Stage::Start, None) => return Err("it does not begin with the zone's SOA"),
             (Stage::Head { serial }, Some(from)) if self.since.is_some() && from != *serial => {
                 let (serial, steps) = (*serial, Vec::new());
-                Stage::Changes { from, serial, steps, part: Part::Removing }
+                Stage::Changes { from, serial, steps, section: Section::Removing }
             }
             (Stage::Head { serial }, soa) => {
                 let complete = soa == Some(*serial);
@@ -169,31 +226,31 @@ impl Stream {
                 keep(records, record, |record| record);
                 return Ok(());
             }
-            (Stage::Changes { serial, steps, part, .. }, soa) => {
-                *part = match (*part, soa) {
-                    (Part::Removing, None) => {
+            (Stage::Changes { serial, steps, section, .. }, soa) => {
+                *section = match (*section, soa) {
+                    (Section::Removing, None) => {
                         keep(steps, record, Step::Remove);
-                        Part::Removing
+                        Section::Removing
                     }
-                    (Part::Removing, Some(until)) => Part::Adding { until },
-                    (part @ Part::Adding { .. }, None) => {
+                    (Section::Removing, Some(until)) => Section::Adding { until },
+                    (section @ Section::Adding { .. }, None) => {
                         keep(steps, record, Step::Add);
-                        part
+                        section
                     }
                     // The end: the head's SOA once more, behind the last additions.
-                    (Part::Adding { until }, Some(closing)) if until == *serial => {
+                    (Section::Adding { until }, Some(closing)) if until == *serial => {
                         if closing != until {
                             return Err("it ends with another serial than it began with");
                         }
-                        Part::Complete
+                        Section::Complete
                     }
-                    (Part::Adding { until }, Some(from)) => {
+                    (Section::Adding { until }, Some(from)) => {
                         if from != until {
                             return Err("a gap between two changes");
                         }
-                        Part::Removing
+                        Section::Removing
                     }
-                    (Part::Complete, _) => return Err("records behind its end"),
+                    (Section::Complete, _) => return Err("records behind its end"),
                 };
                 return Ok(());
             }
@@ -218,17 +275,17 @@ impl Stream {
             Stage::Start => false,
             Stage::Head { serial } => self.since.is_some_and(|since| !is_newer(*serial, since)),
             Stage::Whole { complete, .. } => *complete,
-            Stage::Changes { part, .. } => *part == Part::Complete,
+            Stage::Changes { section, .. } => *section == Section::Complete,
         }
     }
 
-    fn finish(self) -> Option<Transfer> {
+    fn finish(self) -> Option<Transfer<R>> {
         match self.stage {
             Stage::Head { serial } if self.since.is_some() => Some(Transfer::UpToDate { serial }),
             Stage::Whole { serial, records, complete: true } => {
                 Some(Transfer::Whole { serial, records })
             }
-            Stage::Changes { from, serial, steps, part: Part::Complete } => {
+            Stage::Changes { from, serial, steps, section: Section::Complete } => {
                 Some(Transfer::Changes { from, serial, steps })
             }
             _ => None,
@@ -236,9 +293,9 @@ impl Stream {
     }
 }
 
-/// Keeps a record of a kind that can matter: the rest of a zone is not ours.
-fn keep<T>(kept: &mut Vec<T>, record: Record, wrap: impl Fn(Record) -> T) {
-    if matches!(record.data, Data::Srv { .. } | Data::Txt(_) | Data::Address(_)) {
+/// Keeps a record that matters.
+fn keep<R: Part, T>(kept: &mut Vec<T>, record: R, wrap: impl Fn(R) -> T) {
+    if record.matters() {
         kept.push(wrap(record));
     }
 }

@@ -123,9 +123,19 @@ impl Connection {
     }
 
     pub(super) async fn send(&mut self, request: &Request) -> Result<(), ZoneError> {
-        let mut framed = (request.wire.len() as u16).to_be_bytes().to_vec();
-        framed.extend(&request.wire);
+        self.send_bytes(&request.wire).await
+    }
+
+    async fn send_bytes(&mut self, wire: &[u8]) -> Result<(), ZoneError> {
+        let mut framed = (wire.len() as u16).to_be_bytes().to_vec();
+        framed.extend(wire);
         limited(self.server, ANSWER_LIMIT, self.stream.write_all(&framed)).await
+    }
+
+    /// Sends a message as it is, and gives the one that comes back.
+    pub(super) async fn exchange(&mut self, wire: &[u8]) -> Result<Vec<u8>, ZoneError> {
+        self.send_bytes(wire).await?;
+        self.receive().await
     }
 
     pub(super) async fn receive(&mut self) -> Result<Vec<u8>, ZoneError> {

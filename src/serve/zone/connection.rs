@@ -129,6 +129,14 @@ async fn serve<S: AsyncRead + AsyncWrite>(
                 let answer = answered.await.map_err(io::Error::other)?;
                 answers.send(&answer).await?;
             }
+            Answer::Forward(update) => {
+                sleep(update.wait).await;
+                answers.send(&state.forward(*update).await).await?;
+            }
+            Answer::Notified(answer) => {
+                state.notify();
+                answers.send(&answer).await?;
+            }
         }
     }
     Ok(())

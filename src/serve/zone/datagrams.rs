@@ -57,6 +57,17 @@ fn handle(state: &Rc<State>, socket: &Rc<Udp>, wire: &[u8], from: SocketAddr, at
                 }
             });
         }
+        Answer::Forward(update) => {
+            let (state, socket) = (Rc::clone(state), Rc::clone(socket));
+            spawn_local(async move {
+                let answer = state.forward(*update).await;
+                send(&socket, at, from, &answer);
+            });
+        }
+        Answer::Notified(answer) => {
+            state.notify();
+            send(socket, at, from, &answer);
+        }
         // The other two are answers over streams.
         Answer::Silence | Answer::Transfer(_) | Answer::Poll(_) => {}
     }

@@ -7,6 +7,7 @@
 
 mod connection;
 mod datagrams;
+mod follow;
 mod journal;
 mod secondaries;
 mod state;
@@ -81,7 +82,8 @@ pub(super) fn start(
         store.commit();
     }
     let keys = config.keys.clone();
-    let settings = ResponderConfig { keys, closed: config.closed, rates: config.rates };
+    let follows = config.primary.is_some();
+    let settings = ResponderConfig { keys, closed: config.closed, rates: config.rates, follows };
     let responder = Responder::new(store, settings, Instant::now());
     let config = config.clone();
     let (stop, stopped) = oneshot::channel();
@@ -135,6 +137,9 @@ fn run(
         running.spawn_local(Rc::clone(&state).sweep());
         running.spawn_local(Rc::clone(&state).announce());
         running.spawn_local(secondaries::notify(Rc::clone(&state), config.clone()));
+        if let Some(primary) = config.client() {
+            running.spawn_local(follow::follow(Rc::clone(&state), primary));
+        }
         running.spawn_local(tell(Rc::clone(&state)));
         tokio::select! {
             _ = stopped => Ok(()),

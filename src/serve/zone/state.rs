@@ -14,10 +14,13 @@ use tokio::{
     task::yield_now,
     time::{Instant as TokioInstant, sleep, sleep_until},
 };
-use tracing::{error, info};
-use zonemesh_discovery::zone::serve::{
-    ZoneStore,
-    wire::{Answer, Counters, Now, Poll, Responder, Source, Update},
+use tracing::{debug, error, info};
+use zonemesh_discovery::zone::{
+    ZoneClient,
+    serve::{
+        News, ZoneStore,
+        wire::{Answer, Counters, Forward, Now, Poll, Responder, Source, Update},
+    },
 };
 
 use super::journal::Journal;
@@ -50,6 +53,8 @@ pub(super) struct State {
     work: Notify,
     /// The serial has moved.
     moved: Notify,
+    primary: Option<ZoneClient>,
+    news: Notify,
     /// What those who wait are told.
     serial: watch::Sender<u32>,
     sources: RefCell<HashMap<IpAddr, Connected>>,
@@ -78,6 +83,8 @@ impl State {
             waiting: RefCell::default(),
             work: Notify::new(),
             moved: Notify::new(),
+            primary: config.client(),
+            news: Notify::new(),
             serial,
             sources: RefCell::default(),
             connections: Cell::new(0),
@@ -136,6 +143,18 @@ impl State {
         Some(answered)
     }
 
+    /// Hands an update on to the primary server, and gives the answer.
+    pub(super) async fn forward(&self, update: Forward) -> Vec<u8> {
+        let Some(primary) = &self.primary else { return update.failed };
+        match primary.forward(&update.request).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                debug!("an update was not handed on: {error}");
+                update.failed
+            }
+        }
+    }
+
     /// Applies updates and writes them down, those that wait together.
     pub(super) async fn write_down(self: Rc<Self>) -> anyhow::Result<()> {
         loop {
@@ -166,6 +185,25 @@ impl State {
                 yield_now().await;
             }
         }
+    }
+
+    /// Takes over what the primary server has told. Where that does not follow on what is
+    /// known, the whole zone is asked for next.
+    pub(super) fn follow(&self, news: News) -> io::Result<()> {
+        let followed =
+            self.responder.borrow_mut().follow(news, |bytes| self.append(bytes), SystemTime::now());
+        self.settle();
+        followed
+    }
+
+    /// The primary server is said to have news.
+    pub(super) fn notify(&self) {
+        self.news.notify_one();
+    }
+
+    /// Waits until it is.
+    pub(super) async fn notified(&self) {
+        self.news.notified().await;
     }
 
     /// Removes what has lapsed, when it has.

@@ -1,4 +1,4 @@
-//! BIND and Knot as secondary servers of the embedded zone.
+//! BIND, Knot and the embedded zone itself as secondary servers, and as their primaries.
 
 use std::{
     fs,
@@ -9,7 +9,12 @@ use std::{
 
 use data_encoding::BASE64;
 use tempfile::TempDir;
-use zonemesh::lab::{process::Daemon, programs, zone_server::ZoneServerKind};
+use zonemesh::lab::{
+    process::Daemon,
+    programs,
+    zone_server::{ZoneServer, ZoneServerConfig, ZoneServerKind},
+};
+use zonemesh_discovery::zone::ZoneClient;
 
 use super::{
     ALGORITHM, KEY, LIMIT, SECRET, Served, ZONE, advert, dig_at, free_port, node, serial_at,
@@ -191,4 +196,101 @@ async fn knot_follows() {
 #[tokio::test]
 async fn knot_follows_with_a_key() {
     follows(ZoneServerKind::Knot, true).await;
+}
+
+/// `zonemesh serve` that follows the zone of another server.
+fn follower(primary: u16, key: bool) -> Served {
+    let key = if key { format!("primary_key = \"{KEY}\"\n") } else { String::new() };
+    Served::start_with("", &format!("primary = \"127.0.0.1:{primary}\"\n{key}"))
+}
+
+fn wait_for(limit: Duration, what: impl Fn() -> bool, log: impl Fn() -> String) -> Duration {
+    let start = Instant::now();
+    while !what() {
+        assert!(start.elapsed() < limit, "{}", log());
+        thread::sleep(Duration::from_millis(20));
+    }
+    start.elapsed()
+}
+
+#[tokio::test]
+async fn zonemesh_follows_zonemesh_and_hands_updates_on() {
+    let mut served = Served::start_with("", "hosts = [\"192.0.2.7\"]\ntransfer = \"keys\"");
+    let client = served.client();
+    for number in 0..150 {
+        client.publish(&advert(&node(number), 1)).await.expect("published");
+    }
+    let mut second = follower(served.port, true);
+    let same = |second: &Served, served: &Served| {
+        wait_for(LIMIT, || second.serial() == served.serial(), || second.log() + &served.log())
+    };
+    same(&second, &served);
+    assert_eq!(contents_with_key(second.port), contents_with_key(served.port));
+    // By the long poll, at once.
+    client.publish(&advert(&node(3), 2)).await.expect("published");
+    let took = same(&second, &served);
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    // Who writes to the second one has written to the first.
+    second.client().publish(&advert(&node(200), 1)).await.expect("handed on");
+    same(&second, &served);
+    assert!(
+        contents_with_key(served.port)
+            .iter()
+            .any(|line| line.contains("\"pub=") && line.contains(&super::labels(&node(200)).0))
+    );
+    // While the first is away, the second answers, also after a restart, and updates fail.
+    let before = contents_with_key(second.port);
+    served.daemon = None;
+    second.restart();
+    assert_eq!(contents_with_key(second.port), before);
+    let error = second.client().publish(&advert(&node(200), 2)).await.expect_err("not now");
+    assert!(error.to_string().contains("SERVFAIL"), "{error}");
+    served.restart();
+    served.client().publish(&advert(&node(200), 3)).await.expect("published");
+    same(&second, &served);
+    assert_eq!(contents_with_key(second.port), contents_with_key(served.port));
+}
+
+#[tokio::test]
+async fn zonemesh_follows_bind() {
+    let port = free_port();
+    let folder = TempDir::new().expect("a folder");
+    let config = ZoneServerConfig {
+        zone: ZONE.to_owned(),
+        listen: vec![super::LOOPBACK],
+        port,
+        more_ports: vec![],
+        key_name: KEY.to_owned(),
+        key_secret: BASE64.encode(SECRET),
+        node_keys: vec![],
+        transfers: Some(true),
+        extra_records: vec!["_stun._udp SRV 0 0 3478 ns".to_owned()],
+    };
+    let command = |program: &str| Command::new(program);
+    let bind =
+        ZoneServer::start(ZoneServerKind::Bind, command, folder.path(), config).expect("it starts");
+    let second = follower(port, true);
+    let client = ZoneClient::new(super::zone(), bind.address(), Some(super::key()));
+    for number in 0..3 {
+        client.publish(&advert(&node(number), 1)).await.expect("published");
+        client.publish(&advert(&node(7), number.into())).await.expect("published");
+    }
+    wait_for(LIMIT, || serial_at(second.port) == serial_at(port), || second.log());
+    assert_eq!(contents(second.port), contents(port));
+    let soa = |port| dig_at(port, &["+short", ZONE, "SOA"]);
+    assert_eq!(soa(second.port), soa(port), "the primary's own");
+}
+
+/// The same where transfers want a key.
+fn contents_with_key(port: u16) -> Vec<String> {
+    let key = format!("hmac-sha256:{KEY}:{}", BASE64.encode(SECRET));
+    let whole = dig_at(port, &["-y", &key, "+noall", "+answer", ZONE, "AXFR"]);
+    let records = whole.lines().filter(|line| {
+        let kind = line.split_whitespace().nth(3);
+        kind.is_some_and(|kind| kind != "SOA" && kind != "TSIG")
+    });
+    let mut lines: Vec<String> = records.map(str::to_owned).collect();
+    assert!(!lines.is_empty(), "{whole}");
+    lines.sort_unstable();
+    lines
 }

@@ -33,6 +33,10 @@ pub struct ZoneConfig {
     pub secondaries: Vec<IpAddr>,
     /// What else runs on this host.
     pub services: Vec<Service>,
+    /// Other hosts on which the same runs: `rendezvous2.<zone>`, … in this order.
+    pub others: Vec<IpAddr>,
+    /// Whether the zone is another server's, and follows that one: nothing is fixed here.
+    pub mirror: bool,
     /// How much the zone may hold.
     pub limits: Limits,
 }
@@ -113,6 +117,8 @@ impl ZoneConfig {
             addresses: Vec::new(),
             secondaries: Vec::new(),
             services: Vec::new(),
+            others: Vec::new(),
+            mirror: false,
             limits: Limits::default(),
         }
     }
@@ -126,6 +132,9 @@ impl ZoneConfig {
     pub(super) fn fixed_records(&self) -> Vec<Record> {
         let apex = self.zone.name();
         let mut records = Vec::new();
+        if self.mirror {
+            return records;
+        }
         let mut push = |name: &Name, data| {
             records.push(Record::from_rdata(name.clone(), TTL, data));
         };
@@ -140,9 +149,18 @@ impl ZoneConfig {
             push(&name, RData::from(*address));
         }
         // A target without an address helps nobody.
+        let mut hosts = Vec::new();
         if !self.addresses.is_empty() {
+            hosts.push(primary);
+        }
+        for (number, address) in (2..).zip(&self.others) {
+            let name = self.zone.below(&[format!("{RENDEZVOUS}{number}").as_bytes()]);
+            push(&name, RData::from(*address));
+            hosts.push(name);
+        }
+        for host in hosts {
             for Service { kind, port } in &self.services {
-                let srv = SRV::new(0, 0, *port, primary.clone());
+                let srv = SRV::new(0, 0, *port, host.clone());
                 push(&self.zone.below(&kind.labels()), RData::SRV(srv));
             }
         }

@@ -25,6 +25,7 @@
 
 mod config;
 mod draft;
+mod follow;
 mod journal;
 mod lease;
 mod names;
@@ -37,6 +38,7 @@ mod update;
 pub mod wire;
 
 pub use config::{Limits, Service, ServiceKind, ZoneConfig};
+pub use follow::{Change, FollowError, News};
 pub use journal::{JournalError, Replayed};
 pub use policy::{Refusal, Writer};
 pub use ring::Diff;

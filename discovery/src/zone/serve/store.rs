@@ -40,6 +40,8 @@ pub struct ZoneStore {
     pub(super) revocations: Option<RevocationList>,
     pub(super) sweep_not_before: SystemTime,
     serial: u32,
+    /// That of the server that is followed, where one is and has told.
+    soa: Option<Record>,
     ring: Ring,
     /// What is applied and not yet committed: the change, and the facts before it.
     uncommitted: Vec<(Diff, Vec<Fact>)>,
@@ -67,6 +69,7 @@ impl ZoneStore {
             revocations: None,
             sweep_not_before: UNIX_EPOCH,
             serial: clock_serial(now),
+            soa: None,
             ring: Ring::default(),
             uncommitted: Vec::new(),
             journal: Vec::new(),
@@ -87,6 +90,9 @@ impl ZoneStore {
             store.ring.clear();
             let leap = Diff { from, to: store.serial, removed: Vec::new(), added: Vec::new() };
             journal::push(&mut store.journal, Kind::Change, &leap, &[]);
+        }
+        if store.config.mirror {
+            return Ok((store, replayed));
         }
         let is_fixed = |record: &Record| match store.config.owner(&record.name) {
             Owner::Fixed => true,
@@ -152,6 +158,12 @@ impl ZoneStore {
 
     /// The zone's SOA record with a serial of its past, for IXFR.
     pub fn soa_at(&self, serial: u32) -> Record {
+        if let Some(mut record) = self.soa.clone()
+            && let RData::SOA(soa) = &mut record.data
+        {
+            soa.serial = serial;
+            return record;
+        }
         let contact = self.config.zone.below(&[b"hostmaster"]);
         let soa =
             SOA::new(self.config.primary(), contact, serial, REFRESH, RETRY, EXPIRE, NEGATIVE_TTL);
@@ -259,6 +271,21 @@ impl ZoneStore {
         if !diff.is_empty() {
             diff.to = next_serial(self.serial, now);
         }
+        self.apply_diff(diff, facts);
+    }
+
+    /// Applies a change after which the serial is this one.
+    pub(super) fn apply_at(&mut self, serial: u32, removed: Vec<Record>, added: Vec<Record>) {
+        let diff = Diff { from: self.serial, to: serial, removed, added };
+        self.apply_diff(diff, &[]);
+    }
+
+    /// Remembers the SOA of the server that is followed.
+    pub(super) fn set_soa(&mut self, soa: Record) {
+        self.soa = Some(soa);
+    }
+
+    fn apply_diff(&mut self, diff: Diff, facts: &[Fact]) {
         journal::push(&mut self.journal, Kind::Change, &diff, facts);
         self.take(&diff);
         self.serial = diff.to;

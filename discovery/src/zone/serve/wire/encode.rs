@@ -54,13 +54,12 @@ pub(super) fn cut(mut response: Message) -> Message {
     response
 }
 
-/// The answer to what cannot be read as a message, but for its header (RFC 1035 §4.1.1).
-pub(super) fn form_error(wire: &[u8]) -> Option<Vec<u8>> {
+/// An answer of nothing but a code to what is not read, but for its header (RFC 1035 §4.1.1).
+pub(super) fn bare(wire: &[u8], code: ResponseCode) -> Option<Vec<u8>> {
     let [id0, id1, flags, ..] = *wire.first_chunk::<12>()?;
     // A response, the opcode and the wish for recursion as they came, and the code.
     let flags = 0x80 | (flags & 0x79);
-    let code = ResponseCode::FormErr.low();
-    Some([&[id0, id1, flags, code][..], &[0; 8]].concat())
+    Some([&[id0, id1, flags, code.low()][..], &[0; 8]].concat())
 }
 
 fn bytes_of(response: &Message) -> Vec<u8> {

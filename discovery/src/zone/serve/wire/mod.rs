@@ -20,7 +20,7 @@ pub use limit::{Rate, Rates};
 pub use notify::{Notifier, Notify, NotifyError};
 pub use poll::Poll;
 pub use responder::{
-    Answer, Counters, KeyRights, Now, Responder, ResponderConfig, Source, Update, UpdateRight,
-    node_of_key,
+    Answer, Counters, Forward, KeyRights, Now, Responder, ResponderConfig, Source, Update,
+    UpdateRight, node_of_key,
 };
 pub use transfer::Transfer;

@@ -7,9 +7,9 @@ use hickory_proto::{
     rr::Name,
 };
 
-use super::{encode::form_error, responder::unix_time};
+use super::{encode::bare, responder::unix_time};
 use crate::zone::{
-    message::find_tsig,
+    message::{find_tsig, without_tsig},
     tsig::{Signature, Signer, TsigKey, check},
 };
 
@@ -37,21 +37,14 @@ impl Asked {
         key: impl FnOnce(&Name) -> Option<TsigKey>,
         now: u64,
     ) -> Result<Self, Unread> {
-        let malformed = || form_error(wire).map_or(Unread::Silence, Unread::Malformed);
+        let malformed =
+            || bare(wire, ResponseCode::FormErr).map_or(Unread::Silence, Unread::Malformed);
         // A response to a response would go on for ever.
         if wire.get(2).is_none_or(|flags| flags & 0x80 != 0) {
             return Err(Unread::Silence);
         }
         let tsig = find_tsig(wire).ok_or_else(malformed)?;
-        let message = match &tsig {
-            None => Message::from_vec(wire),
-            Some(tsig) => {
-                let mut plain = wire[..tsig.start].to_vec();
-                let additionals = u16::from_be_bytes([wire[10], wire[11]]).saturating_sub(1);
-                plain[10..12].copy_from_slice(&additionals.to_be_bytes());
-                Message::from_vec(&plain)
-            }
-        };
+        let message = Message::from_vec(&without_tsig(wire, tsig.as_ref()));
         let message = message.map_err(|_| malformed())?;
         match check(wire, tsig.as_ref(), key, now) {
             Signature::None => Ok(Self { message, signer: None }),

@@ -13,7 +13,7 @@ use hickory_proto::{
 };
 
 use super::{
-    encode::{STREAM_LIMIT, cut, edns_reply, encode, udp_limit, with_edns},
+    encode::{STREAM_LIMIT, bare, cut, edns_reply, encode, udp_limit, with_edns},
     limit::{Meter, Rates, Verdict},
     poll::Poll,
     request::{Asked, Unread},
@@ -26,7 +26,7 @@ use crate::{
         TsigKey,
         poll::{known_serial, set_known_serial},
         reason::set_reason,
-        serve::{Writer, ZoneStore, names::Owner, query::reply},
+        serve::{News, Writer, ZoneStore, names::Owner, query::reply},
     },
 };
 
@@ -42,6 +42,8 @@ pub struct ResponderConfig {
     pub closed: bool,
     /// How much one network may have.
     pub rates: Rates,
+    /// Whether the zone is another server's: updates are for that one.
+    pub follows: bool,
 }
 
 /// What the holder of a key may.
@@ -95,6 +97,20 @@ pub enum Answer {
     Poll(Box<Poll>),
     /// Have [`Responder::apply`] apply it, together with others.
     Update(Box<Update>),
+    /// Hand it on to the primary server (RFC 2136 §6).
+    Forward(Box<Forward>),
+    /// Send this; and the primary server has news (RFC 1996).
+    Notified(Vec<u8>),
+}
+
+/// An update for the primary server.
+pub struct Forward {
+    /// The update as it came, for its signature is for that server.
+    pub request: Vec<u8>,
+    /// The answer where that one does not answer.
+    pub failed: Vec<u8>,
+    /// How long it is to be held back.
+    pub wait: Duration,
 }
 
 /// An update that waits to be applied.
@@ -137,6 +153,7 @@ pub struct Responder {
     store: ZoneStore,
     keys: BTreeMap<Name, (TsigKey, KeyRights)>,
     closed: bool,
+    follows: bool,
     answers: Meter,
     updates: Meter,
     whole: Meter,
@@ -152,6 +169,7 @@ impl Responder {
             store,
             keys: keys.collect(),
             closed: config.closed,
+            follows: config.follows,
             answers: Meter::new(config.rates.answers, now),
             updates: Meter::new(config.rates.updates, now),
             whole: Meter::new(config.rates.transfers, now),
@@ -172,6 +190,17 @@ impl Responder {
 
     /// Takes a request. Everything that was handed to [`apply`](Self::apply) is on disk.
     pub fn handle(&mut self, wire: &[u8], source: Source, now: Now) -> Answer {
+        if self.follows
+            && is_update(wire)
+            && let Some(failed) = bare(wire, ResponseCode::ServFail)
+        {
+            return match self.reserve_update(source, now) {
+                Some(wait) => {
+                    Answer::Forward(Box::new(Forward { request: wire.to_vec(), failed, wait }))
+                }
+                None => Answer::Silence,
+            };
+        }
         let key = |name: &Name| self.keys.get(name).map(|(key, _)| key.clone());
         match Asked::read(wire, key, unix_time(now.system)) {
             Ok(asked) => self.handle_asked(asked, source, now),
@@ -197,6 +226,7 @@ impl Responder {
         match asked.message.metadata.op_code {
             OpCode::Update => self.handle_update(asked, source, now),
             OpCode::Query => self.handle_query(asked, source, now),
+            OpCode::Notify if self.follows => self.handle_notify(asked, now),
             _ => self.refuse(asked, ResponseCode::NotImp, source, now),
         }
     }
@@ -267,9 +297,7 @@ impl Responder {
     }
 
     fn handle_update(&mut self, asked: Asked, source: Source, now: Now) -> Answer {
-        let patience = if source.stream { PATIENCE } else { Duration::ZERO };
-        let Some(wait) = self.updates.reserve(source.ip, patience, now.instant) else {
-            self.counters.limited += 1;
+        let Some(wait) = self.reserve_update(source, now) else {
             return if source.stream {
                 self.refuse(asked, ResponseCode::Refused, source, now)
             } else {
@@ -278,6 +306,25 @@ impl Responder {
         };
         let writer = self.writer(&asked);
         Answer::Update(Box::new(Update { asked, writer, wait }))
+    }
+
+    /// How long an update is to wait; `None` where its source has sent too many.
+    fn reserve_update(&mut self, source: Source, now: Now) -> Option<Duration> {
+        let patience = if source.stream { PATIENCE } else { Duration::ZERO };
+        let wait = self.updates.reserve(source.ip, patience, now.instant);
+        self.counters.limited += u64::from(wait.is_none());
+        wait
+    }
+
+    /// RFC 1996 §4.7: the answer is its question. Whoever has sent it, it is only a reason to
+    /// look.
+    fn handle_notify(&mut self, asked: Asked, now: Now) -> Answer {
+        let about = asked.message.queries.first();
+        let known = about.is_some_and(|about| about.name().to_lowercase() == *self.store.apex());
+        let code = if known { ResponseCode::NoError } else { ResponseCode::NotAuth };
+        let response = reply(&asked.message, code);
+        let wire = answer(asked, response, now.system);
+        if known { Answer::Notified(wire) } else { Answer::Message(wire) }
     }
 
     fn writer(&self, asked: &Asked) -> Writer {
@@ -335,6 +382,20 @@ impl Responder {
             // What could not be written down is swept later.
             let _ = self.write_down(write, now);
         }
+    }
+
+    /// Takes over what the primary server has told, and writes it down.
+    ///
+    /// # Errors
+    /// Where it makes no sense, or cannot be written down: nothing has changed then.
+    pub fn follow(
+        &mut self,
+        news: News,
+        write: impl FnOnce(&[u8]) -> io::Result<()>,
+        now: SystemTime,
+    ) -> io::Result<()> {
+        self.store.follow(news).map_err(io::Error::other)?;
+        self.write_down(write, now)
     }
 
     /// Writes down what has changed, or takes it back.
@@ -401,6 +462,12 @@ fn answer(asked: Asked, response: Message, now: SystemTime) -> Vec<u8> {
     let room = STREAM_LIMIT - asked.signature_len();
     let wire = encode(with_edns(&asked, response), room);
     asked.sign(wire, now)
+}
+
+/// Whether it is an update, before it is read (RFC 2136 §2.2).
+fn is_update(wire: &[u8]) -> bool {
+    const OPCODE: u8 = 5;
+    wire.get(2).is_some_and(|flags| flags >> 3 == OPCODE)
 }
 
 /// The node that a key is named after: `<52 characters>.<zone>`.

@@ -32,12 +32,21 @@ const KEPT: usize = 16;
 /// The messages of a transfer, the first to be sent first.
 type Messages = Arc<[Vec<u8>]>;
 
+/// What one kind of request gets.
+#[derive(Debug)]
+struct Made {
+    /// The serial that was asked with, if it was an IXFR.
+    since: Option<u32>,
+    messages: Messages,
+    /// Whether it is the whole zone.
+    whole: bool,
+}
+
 /// The transfers of the current serial.
 #[derive(Debug, Default)]
 pub(super) struct Transfers {
     serial: u32,
-    /// To which question: the whole zone, or what has changed since a serial.
-    made: Vec<(RecordType, Option<u32>, Messages)>,
+    made: Vec<Made>,
 }
 
 /// A transfer on its way to one client.
@@ -47,8 +56,7 @@ pub struct Transfer {
     id: u16,
     edns: bool,
     signer: Option<Signer>,
-    /// Since which serial; `None` where it is the whole zone.
-    since: Option<u32>,
+    whole: bool,
     wait: Duration,
 }
 
@@ -69,7 +77,7 @@ impl Transfer {
 
     /// Whether it is the whole zone.
     pub fn is_whole(&self) -> bool {
-        self.since.is_none()
+        self.whole
     }
 
     /// How long it is to be held back: who has had many already waits.
@@ -93,27 +101,26 @@ impl Transfers {
         }
         // A whole zone may also answer an IXFR, and then bears that question.
         let kind = if since.is_some() { RecordType::IXFR } else { RecordType::AXFR };
-        let changes = since.and_then(|since| changes(store, since));
-        let since = since.filter(|_| changes.is_some());
-        let known = self.made.iter().find(|(asked, known, _)| (*asked, *known) == (kind, since));
-        let messages = match known {
-            Some((_, _, messages)) => Arc::clone(messages),
+        let at = match self.made.iter().position(|made| made.since == since) {
+            Some(at) => at,
             None => {
-                let messages = messages(store, kind, changes);
                 if self.made.len() == KEPT {
                     self.made.remove(0);
                 }
-                self.made.push((kind, since, Arc::clone(&messages)));
-                messages
+                let changes = since.and_then(|since| changes(store, since));
+                let whole = changes.is_none();
+                self.made.push(Made { since, messages: messages(store, kind, changes), whole });
+                self.made.len() - 1
             }
         };
+        let Made { messages, whole, .. } = &self.made[at];
         Transfer {
-            messages,
+            messages: Arc::clone(messages),
             next: 0,
             id: asked.message.metadata.id,
             edns: asked.edns().is_some(),
             signer: asked.signer,
-            since,
+            whole: *whole,
             wait: Duration::ZERO,
         }
     }

@@ -63,15 +63,24 @@ impl Journal {
         let (store, replayed) =
             ZoneStore::open(config, &bytes, now).with_context(|| path.display().to_string())?;
         if replayed.cut > 0 {
+            let cut = path.with_extension("cut");
             warn!(
-                "the last {} bytes of {} were not written whole, and are cut off",
+                "the last {} bytes of {} were not written whole: moved to {}",
                 replayed.cut,
-                path.display()
+                path.display(),
+                cut.display()
             );
+            // Only to be looked at, where a disk and not a crash has done it.
+            if let Err(error) = keep(&cut, &bytes[replayed.used..]) {
+                warn!("cannot write {}: {error}", cut.display());
+            }
         }
         let len = replayed.used as u64;
         let mut journal = Self { file, path, len, new_len: len, torn: true };
         journal.cut().with_context(|| format!("cannot write {}", journal.path.display()))?;
+        // A file that has just been made has a name only when its folder is synced.
+        let synced = File::open(folder).and_then(|folder| folder.sync_all());
+        synced.with_context(|| format!("cannot write {}", folder.display()))?;
         info!(
             serial = store.serial(),
             nodes = store.nodes(),
@@ -129,6 +138,13 @@ impl Journal {
     }
 }
 
+/// Writes a file for its owner alone.
+fn keep(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create(true).truncate(true).mode(0o600).open(path);
+    file?.write_all(bytes)
+}
+
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)
 }
@@ -160,6 +176,8 @@ mod tests {
         drop(journal);
         let (again, journal) = at(&folder).expect("the zone again");
         assert_eq!(again.serial(), store.serial().wrapping_add(1 << 16));
+        let cut = fs::read(folder.path().join("zone.cut")).expect("what was cut off");
+        assert_eq!(cut, [7; 100]);
         assert_eq!(journal.len, bytes.len() as u64);
         assert_eq!(fs::metadata(&journal.path).expect("a file").len(), journal.len);
     }

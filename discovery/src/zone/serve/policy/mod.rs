@@ -12,7 +12,12 @@ use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
 use ipnet::IpNet;
 
 use super::{
-    draft::Draft, lease::Fact, names::Owner, records::encode, store::ZoneStore, update::UpdateError,
+    draft::Draft,
+    lease::{Fact, Node},
+    names::Owner,
+    records::encode,
+    store::ZoneStore,
+    update::UpdateError,
 };
 use crate::{
     advert::{AdvertError, txt::Fields},
@@ -223,6 +228,20 @@ impl ZoneStore {
         self.config.node_names(&node).contains(name).then_some(Item::Node(node))
     }
 
+    /// Whoever has an invite makes as many nodes as he likes: no one invite has more than
+    /// half of the zone, so that one that fell into wrong hands does not shut out all others.
+    fn check_invites(&self, facts: &[Fact]) -> Result<(), Refusal> {
+        let limit = self.config.limits.nodes.div_ceil(2);
+        for fact in facts {
+            let Fact::Node(key, Some(Node { invite: Some(invite), .. })) = fact else { continue };
+            let of_invite = self.facts.iter().filter(|(_, node)| node.invite == Some(*invite));
+            if self.facts.node(key).is_none() && of_invite.count() >= limit {
+                return Err(Refusal::Full { limit, what: "nodes of one invite" });
+            }
+        }
+        Ok(())
+    }
+
     /// The bounds of the whole zone.
     pub(super) fn check_room(
         &self,
@@ -249,14 +268,17 @@ impl ZoneStore {
             }
         }
         if nodes > limits.nodes {
-            return Err(Refusal::Full { limit: limits.nodes, what: "nodes" });
+            return Err(Refusal::Full { limit: limits.nodes, what: NODES });
         }
+        self.check_invites(facts)?;
         if claims > limits.claims {
             return Err(Refusal::Full { limit: limits.claims, what: "slices" });
         }
         Ok(())
     }
 }
+
+const NODES: &str = "nodes, those included that have left within a day";
 
 /// One thing that updates change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

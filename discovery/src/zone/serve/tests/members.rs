@@ -349,6 +349,25 @@ fn a_list_of_revocations_is_never_replaced_by_less() {
 }
 
 #[test]
+fn one_invite_has_half_of_the_zone_at_most() {
+    let mut store = members();
+    store.config.limits.nodes = 4;
+    for seed in 1..=2 {
+        let identity = node(seed);
+        write(&mut store, publish(&identity, &member_advert(&identity, 5))).expect("a member");
+    }
+    let third = node(3);
+    let full = write(&mut store, publish(&third, &member_advert(&third, 5)));
+    assert_eq!(refused(full), Refusal::Full { limit: 2, what: "nodes of one invite" });
+    let other = certificate(&token(&network(), 104, 30), &third.public_key());
+    assert_eq!(write(&mut store, publish(&third, &advert(&third, other))), Ok(()));
+    // Once it is revoked, there is room again.
+    let list = list(1, vec![Revoked::from(&invite().invite())]);
+    assert_eq!(write(&mut store, list_records(&list)), Ok(()));
+    assert_eq!((store.nodes(), store.facts.nodes()), (1, 1));
+}
+
+#[test]
 fn of_a_hundred_who_race_for_a_name_one_wins() {
     let mut store = members();
     for round in 1..=100u8 {

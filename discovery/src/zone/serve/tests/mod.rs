@@ -18,6 +18,7 @@ use crate::{
 
 mod journal;
 mod members;
+mod model;
 mod query;
 mod sealed;
 mod slices;

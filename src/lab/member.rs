@@ -202,6 +202,31 @@ impl Member {
         Self::launch(who, host, rendezvous.executable(), folder, &configuration, &secrets)
     }
 
+    /// The same with any token, and prefixes of its own instead of what the network gives.
+    ///
+    /// # Errors
+    /// When a file cannot be written or the program cannot be started.
+    pub fn join_as(
+        identity: Identity,
+        host: &Host,
+        token: &str,
+        executable: &Path,
+        folder: &Path,
+    ) -> Result<Self> {
+        let folder = folder.join(&identity.name);
+        let number = identity.number;
+        let routes = identity.routes.unwrap_or_else(|| vec![format!("10.42.{number}.0/24")]);
+        let configuration = format!(
+            "{}[interface]\nlisten_port = {}\naddresses = [\"10.42.{number}.1/24\"]\n\
+             routes = {routes:?}\n{}",
+            joining(&identity.name, &folder),
+            51_820 + u16::from(number),
+            identity.more
+        );
+        let who = (identity.name, Ipv4Addr::new(10, 42, number, 1).into());
+        Self::launch(who, host, executable, folder, &configuration, &[("token", token)])
+    }
+
     fn launch(
         (name, overlay): (String, IpAddr),
         host: &Host,

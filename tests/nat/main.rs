@@ -10,6 +10,7 @@ mod hard;
 mod interop;
 mod lab_command;
 mod matrix;
+mod membership;
 mod nat64;
 mod nats;
 mod netcheck;

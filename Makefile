@@ -69,3 +69,8 @@ bench-relay: ## measure the relayed throughput beside coturn's (root)
 bench-idle: ## count what a mesh costs that nobody uses, in packets and bytes per peer (root)
 	.ci/install bench-relay
 	cargo bench --locked --profile dev --bench idle
+
+.PHONY: bench-zone
+bench-zone: ## measure the zone of a thousand nodes beside BIND's
+	.ci/install lab
+	cargo bench --locked --bench zone

@@ -310,7 +310,8 @@ impl SliceKeeper {
 
     /// Takes the answer to a claim.
     pub fn handle_claimed(&mut self, outcome: Claimed, now: Instant, wall: SystemTime) {
-        let Some(Ask::Claim { claim, .. }) = self.asked.take() else { return };
+        let is_claim = |ask: &mut Ask| matches!(ask, Ask::Claim { .. });
+        let Some(Ask::Claim { claim, .. }) = self.asked.take_if(is_claim) else { return };
         let SliceClaim { slice, expires, .. } = *claim.claim();
         match outcome {
             Claimed::Done => {
@@ -454,6 +455,15 @@ impl SliceKeeper {
     }
 
     fn claim(&mut self, slice: IpNet, seen: TxtSet, wall: SystemTime) {
+        // The clock may have been set back since.
+        let own = self.identity.public_key();
+        for txt in &seen {
+            if let Ok(signed) = SignedClaim::read(&self.zone, &slice, txt)
+                && signed.claim().node == own
+            {
+                self.sequence = self.sequence.max(signed.claim().sequence);
+            }
+        }
         // Milliseconds since 1970, as adverts count.
         let clock = wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         self.sequence =

@@ -161,6 +161,16 @@ impl SignedClaim {
         txt: &[Vec<u8>],
         now: SystemTime,
     ) -> Result<Self, ClaimError> {
+        let signed = Self::read(zone, slice, txt)?;
+        match signed.claim.expires.duration_since(now) {
+            Ok(ahead) if ahead > MAX_LEASE + CLOCK_SKEW => Err(AdvertError::Lease.into()),
+            Err(past) if past.duration() > CLOCK_SKEW => Err(AdvertError::Expired.into()),
+            _ => Ok(signed),
+        }
+    }
+
+    /// The same without a look at the clock.
+    pub(super) fn read(zone: &Zone, slice: &IpNet, txt: &[Vec<u8>]) -> Result<Self, ClaimError> {
         let (last, body) = txt.split_last().ok_or(AdvertError::Missing("txtvers"))?;
         check_size(txt)?;
         let fields = Fields::read(txt)?;
@@ -182,11 +192,7 @@ impl SignedClaim {
             expires,
             certificate: fields.bytes("cert"),
         };
-        match expires.duration_since(now) {
-            Ok(ahead) if ahead > MAX_LEASE + CLOCK_SKEW => Err(AdvertError::Lease.into()),
-            Err(past) if past.duration() > CLOCK_SKEW => Err(AdvertError::Expired.into()),
-            _ => Ok(Self { claim, txt: txt.to_vec() }),
-        }
+        Ok(Self { claim, txt: txt.to_vec() })
     }
 }
 

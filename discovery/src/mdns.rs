@@ -35,7 +35,7 @@ use crate::{
         txt::{Fields, push_bytes, text},
     },
     interfaces::MAX_MDNS_INTERFACES,
-    sealed::Seal,
+    sealed::{Place, Seal},
 };
 
 /// How often the number of remembered records is looked at.
@@ -155,7 +155,7 @@ impl Mdns {
             None => (node.to_base32(), format!("{}====", node.to_base32()), advert.txt()),
             Some(seal) => {
                 let mut txt = vec![text("txtvers", 1)];
-                push_bytes(&mut txt, SEAL_KEY, &seal.seal_for_lan(advert.txt()));
+                push_bytes(&mut txt, SEAL_KEY, &seal.seal_for(Place::Lan, advert.txt()));
                 sealed = txt;
                 (seal.node_label(&node), seal.node_label(&node), &sealed[..])
             }
@@ -244,7 +244,7 @@ impl Mdns {
         }
         if let Some(seal) = &self.seal {
             let sealed = Fields::read(&txt).ok()?.bytes(SEAL_KEY)?;
-            txt = seal.open_from_lan(&sealed)?;
+            txt = seal.open_from(Place::Lan, &sealed)?;
         }
         // Anybody may use the service type for something else.
         let signed = txt.last().is_some_and(|string| string.starts_with(b"sig="));

@@ -39,9 +39,24 @@ const LABEL_LEN: usize = 20;
 /// The most bytes of one TXT string (RFC 1035 §3.3).
 const MAX_STRING: usize = 255;
 
-/// What covers a sealed record on the LAN in the place of its owner's name, which anybody
-/// there may change.
-const LAN: &[u8] = b"local";
+/// Where sealed strings go that have no name of the zone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// To the LAN, by mDNS, where anybody may change names.
+    Lan,
+    /// To a member, over the mesh.
+    Mesh,
+}
+
+impl Place {
+    /// What is covered in the place of the owner's name.
+    fn covered(self) -> &'static [u8] {
+        match self {
+            Self::Lan => b"local",
+            Self::Mesh => b"note",
+        }
+    }
+}
 
 /// The keys of a sealed network.
 #[derive(Clone)]
@@ -102,14 +117,14 @@ impl Seal {
         self.decrypt(&covered(owner), &txt.concat())
     }
 
-    /// Seals the strings of a record for the LAN.
-    pub fn seal_for_lan(&self, txt: &[Vec<u8>]) -> Vec<u8> {
-        self.encrypt(LAN, txt)
+    /// Seals strings that go elsewhere than to the zone.
+    pub fn seal_for(&self, place: Place, txt: &[Vec<u8>]) -> Vec<u8> {
+        self.encrypt(place.covered(), txt)
     }
 
-    /// Opens what was sealed for the LAN.
-    pub fn open_from_lan(&self, sealed: &[u8]) -> Option<Vec<Vec<u8>>> {
-        self.decrypt(LAN, sealed)
+    /// Opens what was sealed for a place.
+    pub fn open_from(&self, place: Place, sealed: &[u8]) -> Option<Vec<Vec<u8>>> {
+        self.decrypt(place.covered(), sealed)
     }
 
     fn encrypt(&self, covered: &[u8], txt: &[Vec<u8>]) -> Vec<u8> {
@@ -209,9 +224,10 @@ mod tests {
         let other: Zone = "other.example".parse().expect("a zone");
         assert_eq!(seal(1).open(&seal(1).node(&other, &node()), &sealed), None);
         assert_ne!(seal(1).seal(&owner, &strings()), sealed, "nothing shows what has not changed");
-        let lan = seal(1).seal_for_lan(&strings());
-        assert_eq!(seal(1).open_from_lan(&lan), Some(strings()));
-        assert_eq!(seal(2).open_from_lan(&lan), None);
+        let lan = seal(1).seal_for(Place::Lan, &strings());
+        assert_eq!(seal(1).open_from(Place::Lan, &lan), Some(strings()));
+        assert_eq!(seal(1).open_from(Place::Mesh, &lan), None);
+        assert_eq!(seal(2).open_from(Place::Lan, &lan), None);
         assert_eq!(seal(1).open(&owner, &[lan]), None);
     }
 

@@ -22,6 +22,7 @@ mod turns;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -30,6 +31,7 @@ use tracing::{info, warn};
 use zonemesh_discovery::{
     advert::{Advert, CandidateKind as Advertised, InstanceRecords, is_public},
     identity::PublicKey,
+    sealed::Seal,
 };
 use zonemesh_punch::{
     Agent, Candidate, CandidateKind, CheckKeys, Courier, Event as AgentEvent, LocalRelay,
@@ -97,6 +99,8 @@ pub struct Mesh {
     turns: Turns,
     /// This node's advert, as it is handed to members.
     note: Option<Vec<u8>>,
+    /// Where the network is sealed.
+    seal: Option<Arc<Seal>>,
     news: News,
     connected: BTreeSet<IpNet>,
     services: Vec<IpAddr>,
@@ -127,6 +131,7 @@ impl Mesh {
             uplinks: Vec::new(),
             turns: Turns::default(),
             note: None,
+            seal: None,
             news: News::default(),
             connected: BTreeSet::new(),
             services: Vec::new(),

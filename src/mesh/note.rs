@@ -1,11 +1,15 @@
 //! What members hand each other over the mesh: of themselves an advert's TXT strings, as
-//! they stand in a TXT record's data (RFC 1035 §3.3.14), each behind its length; and
-//! [`super::news`], which begin with a zero, as no advert does.
+//! they stand in a TXT record's data (RFC 1035 §3.3.14), each behind its length, or sealed
+//! where the network is; and [`super::news`], which begin with a zero, as neither does.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use tracing::info;
-use zonemesh_discovery::{advert::SignedAdvert, identity::PublicKey};
+use zonemesh_discovery::{
+    advert::SignedAdvert,
+    identity::PublicKey,
+    sealed::{Place, Seal},
+};
 use zonemesh_punch::NEWS;
 
 use super::Mesh;
@@ -38,6 +42,11 @@ fn read(mut note: &[u8]) -> Option<Vec<Vec<u8>>> {
 }
 
 impl Mesh {
+    /// Makes this node one of a sealed network: what it hands to members is sealed.
+    pub fn set_seal(&mut self, seal: Arc<Seal>) {
+        self.seal = Some(seal);
+    }
+
     /// Takes what a member has handed us: its advert, which may be newer than the one that
     /// we have read, or news.
     pub(super) fn handle_note(&mut self, node: &PublicKey, content: &[u8], now: Instant) {
@@ -46,7 +55,11 @@ impl Mesh {
             return;
         }
         let wall = self.wall(now);
-        let Some(txt) = read(content) else { return };
+        let txt = match &self.seal {
+            None => read(content),
+            Some(seal) => seal.open_from(Place::Mesh, content),
+        };
+        let Some(txt) = txt else { return };
         if self.roster.as_mut().is_some_and(|roster| roster.handle_shared(node, &txt, wall)) {
             info!(peer = %node, "a newer advert came over the mesh");
             self.rearrange(now);
@@ -55,7 +68,12 @@ impl Mesh {
 
     /// Takes this node's newest advert, to be handed to every member.
     pub fn set_own_advert(&mut self, advert: &SignedAdvert, now: Instant) {
-        self.note = Some(write(advert.txt()));
+        self.note = Some(match &self.seal {
+            None => write(advert.txt()),
+            // A note is authentic, but in the open: relays and whoever else sees it pass by
+            // would read it.
+            Some(seal) => seal.seal_for(Place::Mesh, advert.txt()),
+        });
         let all: Vec<PublicKey> = self.peers.keys().copied().collect();
         for node in all {
             self.offer_note(&node, now);

@@ -16,6 +16,7 @@ use super::{
 };
 
 mod members;
+mod sealed;
 
 /// How long a datagram is under way.
 const DELAY: Duration = Duration::from_millis(10);

@@ -113,6 +113,9 @@ impl Node {
         if let Some(joined) = &joined {
             membership::restore(joined, &mut mesh, &state, now);
         }
+        if let Some(seal) = zone.as_ref().and_then(|zone| zone.seal.clone()) {
+            mesh.set_seal(seal);
+        }
         for txt in state.load_peers() {
             mesh.handle_remembered(&txt, now, wall);
         }

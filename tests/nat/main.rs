@@ -21,6 +21,7 @@ mod port_mappings;
 mod records;
 mod relays;
 mod sealed;
+mod secondary;
 mod services;
 mod slices;
 mod stage;

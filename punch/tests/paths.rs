@@ -85,6 +85,19 @@ impl Sites {
     }
 }
 
+/// Found by fuzzing (`fuzz/targets/agent.rs`).
+#[test]
+fn a_packet_too_big_for_a_path_that_is_gone_keeps_nobody_busy() {
+    let mut world = World::new(1);
+    let a = world.host(INTERNET, &["198.51.100.10"]);
+    let b = world.host(INTERNET, &["198.51.100.20"]);
+    world.start_agent(a, b);
+    let now = world.now;
+    world.agent(a).note_too_big(now);
+    world.agent(a).handle_timeout(now);
+    assert!(world.agent(a).poll_timeout().is_none_or(|due| due > now), "there is no path");
+}
+
 #[test]
 fn a_relay_connects_whatever_the_nats_are() {
     use Behaviour as B;

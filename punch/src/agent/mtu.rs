@@ -54,13 +54,13 @@ impl MtuSearch {
         self.due
     }
 
-    /// Begins anew.
+    /// Begins anew, if there is a path; the next one is measured in any case.
     pub(super) fn restart(&mut self, now: Instant) {
         self.passing = 0;
         self.open = SIZES.len();
         self.size = SIZES.len() - 1;
         self.tries = 0;
-        self.due = Some(now);
+        self.due = self.route.map(|_| now);
         self.done_at = None;
     }
 

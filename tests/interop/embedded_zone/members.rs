@@ -204,3 +204,52 @@ async fn of_a_hundred_races_for_a_slice_each_has_one_winner() {
         }
     }
 }
+
+#[tokio::test]
+async fn anothers_name_is_safe_from_members_and_was_not_from_a_shared_key() {
+    let network = Network::start(false);
+    let served = &network.served;
+    let (victim, attacker) = (node(1), node(2));
+    for node in [&victim, &attacker] {
+        let advert = sign(node, &network.advert(node, 5, 51820));
+        network.client().publish(&advert).await.expect("a member");
+    }
+    let (label, host) = labels(&victim);
+    let attacks = [
+        vec![
+            format!("update delete {host}.{ZONE}. A"),
+            format!("update add {host}.{ZONE}. 30 A 203.0.113.66"),
+        ],
+        vec![format!("update add {label}._wireguard._udp.{ZONE}. 30 SRV 0 0 666 {host}.{ZONE}.")],
+        vec![format!("update delete {label}._wireguard._udp.{ZONE}.")],
+    ];
+    let shown = || {
+        let name = format!("{label}._wireguard._udp.{ZONE}");
+        let all = ["TXT", "SRV"].map(|kind| served.dig(&["+short", "+tcp", &name, kind]));
+        all.concat() + &served.dig(&["+short", &format!("{host}.{ZONE}"), "A"])
+    };
+    let before = (shown(), served.serial());
+    for attack in &attacks {
+        let refused = served.nsupdate(None, attack).expect_err("it is not the attacker's");
+        assert!(refused.contains("REFUSED"), "{refused}");
+    }
+    assert_eq!((shown(), served.serial()), before);
+    // Where all share one key, as they do in many a zone, each of them works.
+    for attack in &attacks {
+        let before = shown();
+        served.nsupdate(Some((KEY, SECRET)), attack).expect("it may");
+        assert_ne!(shown(), before, "{attack:?}");
+    }
+    // What is then there is not believed, and mended by the victim's next word.
+    for (sequence, attack) in (6..).zip(&attacks[..2]) {
+        let mended = sign(&victim, &network.advert(&victim, sequence, 51820));
+        network.client().publish(&mended).await.expect("its own name");
+        let found = Browser::new(network.client()).find(&victim.public_key()).await;
+        let records = found.expect("an answer").expect("it is there");
+        assert!(records.verify(&zone(), SystemTime::now()).is_ok(), "{records:?}");
+        served.nsupdate(Some((KEY, SECRET)), attack).expect("it may");
+        let found = Browser::new(network.client()).find(&victim.public_key()).await;
+        let records = found.expect("an answer").expect("it is there");
+        assert!(records.verify(&zone(), SystemTime::now()).is_err(), "{records:?}");
+    }
+}

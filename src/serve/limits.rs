@@ -28,15 +28,7 @@ pub(super) fn within_open_files(config: &ServeConfig, beside_node: bool) -> Boun
     let wanted = kept(config, beside_node)
         + 2 * config.limits.allocations as u64
         + config.connections as u64;
-    let limit = getrlimit(Resource::Nofile);
-    let most = limit.maximum.unwrap_or(u64::MAX);
-    let now = limit.current.unwrap_or(u64::MAX);
-    if now < wanted.min(most) {
-        let raised = Rlimit { current: Some(wanted.min(most)), maximum: limit.maximum };
-        if let Err(error) = setrlimit(Resource::Nofile, raised) {
-            warn!("the limit on open files stays at {now}: {error}");
-        }
-    }
+    raise(wanted);
     let available = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let bounds = bounds(config, available, beside_node);
     if available < wanted {
@@ -46,6 +38,24 @@ pub(super) fn within_open_files(config: &ServeConfig, beside_node: bool) -> Boun
         );
     }
     bounds
+}
+
+/// Has the zone's clients get their files, where there is no relay that sees to that.
+pub(super) fn raise_for_zone(connections: usize) {
+    raise(OTHERS + connections as u64);
+}
+
+/// Raises the limit on open files, as far as the machine lets it.
+fn raise(wanted: u64) {
+    let limit = getrlimit(Resource::Nofile);
+    let most = limit.maximum.unwrap_or(u64::MAX);
+    let now = limit.current.unwrap_or(u64::MAX);
+    if now < wanted.min(most) {
+        let raised = Rlimit { current: Some(wanted.min(most)), maximum: limit.maximum };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            warn!("the limit on open files stays at {now}: {error}");
+        }
+    }
 }
 
 /// How many files are not for relaying: the zone's clients have theirs, too.

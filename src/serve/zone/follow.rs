@@ -15,6 +15,9 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// How often one that is away is asked: less often than its clients ask.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// How long after a NOTIFY the primary is asked: more of them say nothing more.
+const HURRY: Duration = Duration::from_millis(300);
+
 /// Keeps the zone what it is at its primary server.
 pub(super) async fn follow(state: Rc<State>, client: ZoneClient) -> anyhow::Result<()> {
     let mut follower = Follower::new(client.clone());
@@ -45,7 +48,8 @@ pub(super) async fn follow(state: Rc<State>, client: ZoneClient) -> anyhow::Resu
         tokio::select! {
             () = follower.rest(serial, INTERVAL), if told.is_ok() => {}
             () = sleep(RETRY), if told.is_err() => {}
-            () = state.notified() => {}
+            // Whoever it was that said so.
+            () = state.notified() => sleep(HURRY).await,
         }
     }
 }

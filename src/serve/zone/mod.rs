@@ -32,7 +32,7 @@ use zonemesh_discovery::zone::serve::{
 };
 
 use self::{journal::Journal, state::State};
-use super::udp::Udp;
+use super::{limits, udp::Udp};
 use crate::config::ServeZoneConfig;
 
 /// What a burst of queries takes while the journal is being synced.
@@ -65,6 +65,7 @@ pub(super) fn start(
     tls: Option<&Arc<ServerConfig>>,
     own: &[IpAddr],
 ) -> anyhow::Result<Serving> {
+    limits::raise_for_zone(config.connections);
     let mut sockets = Sockets::default();
     for addr in &config.listen {
         sockets.listen(*addr, own)?;

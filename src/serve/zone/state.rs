@@ -41,7 +41,7 @@ const TRANSFERS_PER_SOURCE: usize = 16;
 /// What telling one waiting client of a change takes, with all that it asks for then. Where
 /// changes come one after the other, so many are told together that this stays within half
 /// of what there is.
-const TELL_ONE: Duration = Duration::from_micros(100);
+const TELL_ONE: Duration = Duration::from_micros(50);
 
 /// The zone and who is there.
 pub(super) struct State {

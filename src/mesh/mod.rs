@@ -446,6 +446,7 @@ impl Mesh {
             self.peers.remove(&node);
             self.usernames.retain(|_, owner| *owner != node);
             self.turns.end(&node);
+            self.news.forget(&node);
             info!(peer = %node, "forgotten");
         }
         let fixed: Vec<PublicKey> = self.settings.fixed.iter().map(|(node, _)| *node).collect();
@@ -592,6 +593,7 @@ impl Mesh {
         if self.roster.as_mut().is_some_and(|roster| roster.forget_silent(wall, heard)) {
             self.rearrange(now);
         }
+        self.ask_for_news(now);
         for (node, peer) in &self.peers {
             if peer.is_unheard(now) {
                 self.events.push_back(MeshEvent::Handshake(*node));

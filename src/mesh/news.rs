@@ -34,14 +34,19 @@ const PART_LEN: usize = MAX_CONTENT - PART_HEADER;
 /// More parts than any list has.
 const MAX_PARTS: usize = 72;
 
-/// So long a member that was asked for a list has for it before another one is asked.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// While a member that was asked has not brought its list, another one is asked after this.
+const HASTE: Duration = Duration::from_secs(1);
 
 /// So many members are asked at a time at most.
 const MAX_ASKED: usize = 4;
 
-/// A member that handed us something else than a list of the network is not asked again for
-/// so long.
+/// So long a member has from one part to the next, and for all of them.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A member that did not bring it in time is not asked again for the first time, and one that
+/// brought something else for the second.
+const REST: Duration = Duration::from_secs(30);
 const DISTRUST: Duration = Duration::from_secs(600);
 
 /// The newest list, and what is under way of a newer one.
@@ -50,6 +55,8 @@ pub(super) struct News {
     /// Without a network there are no lists.
     network: Option<NetworkId>,
     list: Option<Arc<RevocationList>>,
+    /// Who has said to have a newer one, and its number.
+    offers: BTreeMap<PublicKey, u64>,
     asked: BTreeMap<PublicKey, Asked>,
     /// Who is not asked, and until when.
     distrusted: BTreeMap<PublicKey, Instant>,
@@ -60,6 +67,8 @@ pub(super) struct News {
 struct Asked {
     number: u64,
     since: Instant,
+    /// When it last brought a part.
+    heard: Instant,
     parts: Vec<Option<Vec<u8>>>,
 }
 
@@ -111,6 +120,8 @@ impl<'a> Word<'a> {
 enum Answer {
     Nothing,
     Say(Vec<Vec<u8>>),
+    /// Somebody may have to be asked.
+    Ask,
     /// A newer list is there.
     Newer(Arc<RevocationList>),
 }
@@ -127,6 +138,7 @@ impl News {
         }
         let list = Arc::new(list);
         self.list = Some(Arc::clone(&list));
+        self.offers.retain(|_, number| *number > list.number());
         self.asked.retain(|_, asked| asked.number > list.number());
         Some(list)
     }
@@ -146,12 +158,10 @@ impl News {
             Word::Have(number) => match self.number() {
                 Some(known) if number < known => Answer::Say(vec![Word::Have(known).write()]),
                 Some(known) if number == known => Answer::Nothing,
-                _ if self.may_ask(node, number, now) => {
-                    let asked = Asked { number, since: now, parts: vec![] };
-                    self.asked.insert(*node, asked);
-                    Answer::Say(vec![Word::Want(number).write()])
+                _ => {
+                    self.offers.insert(*node, number);
+                    Answer::Ask
                 }
-                _ => Answer::Nothing,
             },
             Word::Want(_) => match &self.list {
                 Some(list) => Answer::Say(parts(list)),
@@ -164,6 +174,7 @@ impl News {
                 if asked.number != number || asked.parts.len() != usize::from(count) {
                     (asked.number, asked.parts) = (number, vec![None; usize::from(count)]);
                 }
+                asked.heard = now;
                 asked.parts[usize::from(index)] = Some(bytes.to_vec());
                 let Some(whole) = asked.parts.iter().cloned().collect::<Option<Vec<_>>>() else {
                     return Answer::Nothing;
@@ -173,21 +184,45 @@ impl News {
                     Ok(list) => self.take(list).map_or(Answer::Nothing, Answer::Newer),
                     Err(error) => {
                         warn!(peer = %node, "what it hands on is not used: {error}");
+                        self.forget(node);
                         self.distrusted.insert(*node, now + DISTRUST);
-                        Answer::Nothing
+                        Answer::Ask
                     }
                 }
             }
         }
     }
 
-    /// Whether to ask this member for a list: nobody else is about to bring it, and it has
-    /// not brought anything else before.
-    fn may_ask(&mut self, node: &PublicKey, number: u64, now: Instant) -> bool {
+    /// The member that is to be asked now, and for which list. One is enough as a rule; those
+    /// that promise and bring nothing must not keep the others from bringing it.
+    fn next_to_ask(&mut self, now: Instant) -> Option<(PublicKey, u64)> {
         self.distrusted.retain(|_, until| *until > now);
-        self.asked.retain(|_, asked| now.saturating_duration_since(asked.since) < PATIENCE);
-        let is_coming = self.asked.values().any(|asked| asked.number >= number);
-        !is_coming && self.asked.len() < MAX_ASKED && !self.distrusted.contains_key(node)
+        let late = |asked: &Asked| {
+            let since = |then: Instant| now.saturating_duration_since(then);
+            since(asked.heard) >= PATIENCE || since(asked.since) >= LIMIT
+        };
+        let late = self.asked.iter().filter(|(_, asked)| late(asked));
+        for node in late.map(|(node, _)| *node).collect::<Vec<_>>() {
+            self.asked.remove(&node);
+            self.distrusted.insert(node, now + REST);
+        }
+        let hurries = self.asked.values().any(|asked| now < asked.since + HASTE);
+        if hurries || self.asked.len() >= MAX_ASKED {
+            return None;
+        }
+        let is_free = |node: &PublicKey| {
+            !self.asked.contains_key(node) && !self.distrusted.contains_key(node)
+        };
+        let (node, number) = self.offers.iter().find(|(node, _)| is_free(node))?;
+        let (node, number) = (*node, *number);
+        self.asked.insert(node, Asked { number, since: now, heard: now, parts: vec![] });
+        Some((node, number))
+    }
+
+    /// Forgets a peer.
+    pub(super) fn forget(&mut self, node: &PublicKey) {
+        self.asked.remove(node);
+        self.offers.remove(node);
     }
 }
 
@@ -231,12 +266,23 @@ impl Mesh {
                 }
                 self.drain(node, now);
             }
+            Answer::Ask => self.ask_for_news(now),
             Answer::Newer(list) => {
                 info!(peer = %node, number = list.number(), "newer revocations came over the mesh");
                 self.events.push_back(MeshEvent::Revocations);
                 self.follow(&list, now);
             }
         }
+    }
+
+    /// Asks a member for a newer list, where there is one to ask.
+    pub(super) fn ask_for_news(&mut self, now: Instant) {
+        let Some((node, number)) = self.news.next_to_ask(now) else { return };
+        let courier = self.peers.get_mut(&node).and_then(|peer| peer.courier.as_mut());
+        if let Some(courier) = courier {
+            courier.hand_on(Word::Want(number).write(), now);
+        }
+        self.drain(&node, now);
     }
 
     /// Tells a member which list we have.
@@ -283,6 +329,10 @@ mod tests {
         News { network: Some(network.id()), ..News::default() }
     }
 
+    fn ask(news: &mut News, now: Instant) -> Option<Vec<u8>> {
+        news.next_to_ask(now).map(|(_, number)| Word::Want(number).write())
+    }
+
     /// Lets the first of two members talk until both have nothing to say; tells how many notes
     /// that took.
     fn talk(ends: &mut [&mut News; 2], now: Instant) -> usize {
@@ -293,9 +343,12 @@ mod tests {
         while !waiting.is_empty() {
             let (to, word) = waiting.remove(0);
             notes += 1;
-            if let Answer::Say(words) = ends[to].handle(&nodes[1 - to], &word, now) {
-                waiting.extend(words.into_iter().map(|word| (1 - to, word)));
-            }
+            let words = match ends[to].handle(&nodes[1 - to], &word, now) {
+                Answer::Say(words) => words,
+                Answer::Ask => ask(ends[to], now).into_iter().collect(),
+                Answer::Nothing | Answer::Newer(_) => vec![],
+            };
+            waiting.extend(words.into_iter().map(|word| (1 - to, word)));
         }
         notes
     }
@@ -331,30 +384,38 @@ mod tests {
     #[test]
     fn who_promises_a_list_and_brings_none_keeps_nobody_from_bringing_one() {
         let (network, other) = (NetworkKey::from_seed(&[1; 32]), NetworkKey::from_seed(&[2; 32]));
-        let now = Instant::now();
+        let start = Instant::now();
         let mut news = news(&network);
-        let promise = Word::Have(u64::MAX).write();
-        assert!(matches!(news.handle(&node(1), &promise, now), Answer::Say(_)));
-        let honest = Word::Have(7).write();
-        assert_eq!(news.handle(&node(2), &honest, now), Answer::Nothing, "the first has time");
-        let later = now + PATIENCE;
-        assert!(matches!(news.handle(&node(2), &honest, later), Answer::Say(_)));
+        // Three that promise more than there is, and one that has it.
+        for (n, number) in [(1, u64::MAX), (2, u64::MAX), (3, 9), (4, 7)] {
+            assert_eq!(news.handle(&node(n), &Word::Have(number).write(), start), Answer::Ask);
+        }
+        let asked = |news: &mut News, after: u64| {
+            news.next_to_ask(start + Duration::from_secs(after)).map(|(node, _)| node)
+        };
+        assert_eq!(asked(&mut news, 0), Some(node(1)));
+        assert_eq!(asked(&mut news, 0), None, "it has time");
+        assert_eq!(asked(&mut news, 1), Some(node(2)));
+        assert_eq!(asked(&mut news, 2), Some(node(3)));
+        let now = start + Duration::from_secs(2);
+        for part in parts(&list(&other, 9, 1)) {
+            assert_eq!(news.handle(&node(3), &part, now), Answer::Ask, "another network's");
+        }
+        assert_eq!(asked(&mut news, 3), Some(node(4)));
+        let now = start + Duration::from_secs(3);
         for part in parts(&list(&network, 7, 1)) {
-            news.handle(&node(2), &part, later);
+            news.handle(&node(4), &part, now);
         }
         assert_eq!(news.number(), Some(7));
-        // And one of another network is not asked again.
-        let forged = list(&other, 9, 1);
-        let have = Word::Have(9).write();
-        assert!(matches!(news.handle(&node(3), &have, later), Answer::Say(_)));
-        for part in parts(&forged) {
-            assert_eq!(news.handle(&node(3), &part, later), Answer::Nothing);
-        }
-        assert_eq!(news.handle(&node(3), &have, later), Answer::Nothing);
-        assert_eq!(news.number(), Some(7));
+        // Who brought nothing, or something else, is not asked again soon.
+        news.handle(&node(3), &Word::Have(u64::MAX).write(), start);
+        assert_eq!(asked(&mut news, 9), None);
+        assert_eq!(asked(&mut news, 40), Some(node(1)), "a path may have been bad");
+        assert_eq!(asked(&mut news, 41), Some(node(2)));
+        assert_eq!(asked(&mut news, 42), None);
         // What nobody asked for is not looked at.
         for part in parts(&list(&network, 8, 1)) {
-            assert_eq!(news.handle(&node(4), &part, later), Answer::Nothing);
+            assert_eq!(news.handle(&node(5), &part, now), Answer::Nothing);
         }
     }
 

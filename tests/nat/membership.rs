@@ -4,6 +4,7 @@ use std::{
     fs::{self, OpenOptions},
     io::Write,
     path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -242,5 +243,44 @@ fn who_has_the_zone_s_key_and_no_invite_is_no_member() {
         network(&["revoke", key.as_str().expect("a key")]);
         wait_gone(&mut a, "b", Instant::now());
         finish([a, b, thief]);
+    });
+}
+
+/// The disk of one node is full before anything is on it but its key and its membership.
+#[test]
+fn a_full_disk_stops_nothing_that_works() {
+    isolated("membership::a_full_disk_stops_nothing_that_works", || {
+        let mut scene = Scene::new(&[]);
+        let hosts = [("a", LAN_A), ("b", LAN_B), ("c", "192.168.3.0/24")]
+            .map(|(name, lan)| scene.behind(name, Kind::PortRestricted, lan));
+        let state = scene.rendezvous.folder().join("b/state");
+        fs::create_dir_all(&state).expect("a folder");
+        let path = state.display().to_string();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=64k", "tmpfs", &path]);
+        run(&mut mount, "").expect("the world is root's");
+        let mut a = scene.join("a", 1, &hosts[0]);
+        let mut b = scene.join("b", 2, &hosts[1]);
+        let mut c = scene.join("c", 3, &hosts[2]);
+        let kept = |_: &_| state.join("membership.json").exists().then_some(());
+        b.wait_for("its membership on disk", JOIN_LIMIT, kept).expect("there is room for that");
+        let filled = fs::write(state.join("somebody-else's"), vec![1; 1 << 20]);
+        assert!(filled.is_err(), "it is full");
+
+        reach_each_other(&mut [&mut a, &mut b, &mut c]);
+        scene.revoke(&c);
+        for node in [&mut a, &mut b] {
+            wait_gone(node, "c", Instant::now());
+        }
+        assert!(b.log().contains("cannot keep"), "{}", b.log());
+        b.kill();
+        b.restart().expect("it starts again");
+        a.wait_for_reply(b.overlay(), JOIN_LIMIT).expect("it is a member still");
+        b.wait_for("the revocations", JOIN_LIMIT, |status| {
+            (status["node"]["revocations"] == 1 && find_peer(status, "c").is_none()).then_some(())
+        })
+        .expect("the zone and the others have them");
+        finish([a, b]);
+        c.stop().expect("it ends");
     });
 }

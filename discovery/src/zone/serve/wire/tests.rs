@@ -341,6 +341,43 @@ fn many_updates_of_one_source_wait_or_are_dropped() {
     assert!(matches!(world.responder.handle(&wire, UDP, world.now), Answer::Silence));
 }
 
+#[test]
+fn a_secondary_hands_updates_on_and_hears_of_news() {
+    let notify = |name: Name| {
+        let mut message = Message::new(7, MessageType::Query, OpCode::Notify);
+        message.add_query(Query::query(name, RecordType::SOA));
+        message
+    };
+    // Nobody tells a primary.
+    let mut world = World::new();
+    let refused = world.ask(&notify(apex()), UDP).metadata.response_code;
+    assert_eq!(refused, ResponseCode::NotImp);
+
+    let mut world = World::with(ResponderConfig { follows: true, ..ResponderConfig::default() });
+    let handle = |world: &mut World, wire: &[u8]| world.responder.handle(wire, UDP, world.now);
+    let wire = notify(apex()).to_vec().expect("a request");
+    let Answer::Notified(answer) = handle(&mut world, &wire) else { panic!("it is news") };
+    let answer = Message::from_vec(&answer).expect("an answer");
+    assert_eq!(answer.metadata.op_code, OpCode::Notify);
+    assert_eq!(answer.metadata.response_code, ResponseCode::NoError);
+    let other = notify(Name::root()).to_vec().expect("a request");
+    let Answer::Message(answer) = handle(&mut world, &other) else { panic!("not our zone") };
+    let answer = Message::from_vec(&answer).expect("an answer");
+    assert_eq!(answer.metadata.response_code, ResponseCode::NotAuth);
+
+    // As it came, with a signature that only the primary knows.
+    let mut wire = update(&node_records(1, b"x")).to_vec().expect("a request");
+    key().sign(&mut wire, unix(world.now));
+    let Answer::Forward(forward) = handle(&mut world, &wire) else { panic!("it is handed on") };
+    assert_eq!(forward.request, wire);
+    let failed = Message::from_vec(&forward.failed).expect("an answer");
+    assert_eq!(failed.metadata.op_code, OpCode::Update);
+    assert_eq!(failed.metadata.response_code, ResponseCode::ServFail);
+    // A response to an update is none.
+    wire[2] |= 0x80;
+    assert!(matches!(handle(&mut world, &wire), Answer::Silence));
+}
+
 proptest! {
     #[test]
     fn no_bytes_make_it_panic(

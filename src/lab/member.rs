@@ -432,6 +432,18 @@ impl Member {
         self.daemon.kill();
     }
 
+    /// Stands it still (SIGSTOP), as a machine that sleeps, or lets it go on. Its clocks go on
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn set_asleep(&self, asleep: bool) -> Result<()> {
+        let pid = i32::try_from(self.daemon.id()).ok().and_then(Pid::from_raw);
+        let signal = if asleep { Signal::STOP } else { Signal::CONT };
+        kill_process(pid.context("a child has a number")?, signal)?;
+        Ok(())
+    }
+
     /// Starts it again after an end of either sort, with a log of its own.
     ///
     /// # Errors

@@ -22,6 +22,9 @@ const DIRECT_LIMIT: Duration = Duration::from_secs(15);
 /// Longer than a NAT that forgets early remembers, and less than it takes to measure that.
 const PAUSE: Duration = Duration::from_secs(40);
 
+/// Four times as long as such a NAT remembers, and long enough for the peer to have given up.
+const SLEEP: Duration = Duration::from_secs(60);
+
 /// Long enough for a peer to count as idle: it gets fewer keepalives than such a NAT asks
 /// for.
 const IDLE: Duration = Duration::from_secs(100);
@@ -56,6 +59,19 @@ fn host_that_moves_to_another_site_is_back_in_seconds() {
         let new = new_site(&mut pair, 0);
         let start = Instant::now();
         move_host(&mut pair, 0, new);
+        is_back(&mut pair, start);
+        pair.finish();
+    });
+}
+
+#[test]
+fn node_that_slept_until_the_nats_forgot_it_is_back_in_seconds() {
+    isolated("faults_roam::node_that_slept_until_the_nats_forgot_it_is_back_in_seconds", || {
+        let mut pair = pair([Kind::ShortLived, Kind::ShortLived]);
+        pair.nodes[0].set_asleep(true).expect("it runs");
+        thread::sleep(SLEEP);
+        let start = Instant::now();
+        pair.nodes[0].set_asleep(false).expect("it runs");
         is_back(&mut pair, start);
         pair.finish();
     });

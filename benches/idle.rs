@@ -40,27 +40,7 @@ const SECONDS: u64 = 300;
 const NODES: [&str; 3] = ["a", "b", "c"];
 
 fn main() -> ExitCode {
-    match work() {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn work() -> Result<ExitCode> {
-    if world::is_inside() {
-        world::furnish()?;
-        measure()?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut child = world::command(&programs_for(ZoneServerKind::Bind))?.spawn()?;
-    // Waiting would close it, and with it the world.
-    let lifeline = child.stdin.take();
-    let status = child.wait()?;
-    drop(lifeline);
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    world::in_own(&programs_for(ZoneServerKind::Bind), measure)
 }
 
 fn measure() -> Result<()> {

@@ -25,7 +25,6 @@ use rustix::{
 };
 use zonemesh::lab::{
     net::{Host, Lab},
-    programs,
     relay_server::{RelayKind, RelayServer, RelaySettings},
     world,
 };
@@ -58,28 +57,7 @@ const READY: Duration = Duration::from_secs(10);
 const TICKS_PER_SECOND: f64 = 100.0;
 
 fn main() -> ExitCode {
-    match work() {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn work() -> Result<ExitCode> {
-    if world::is_inside() {
-        world::furnish()?;
-        compare()?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    programs::require(&["openssl", "turnserver"])?;
-    let mut child = world::command(&[])?.spawn()?;
-    // Waiting would close it, and with it the world.
-    let lifeline = child.stdin.take();
-    let status = child.wait()?;
-    drop(lifeline);
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    world::in_own(&["openssl", "turnserver"], compare)
 }
 
 /// Which way data goes.

@@ -40,31 +40,11 @@ const MTU: u16 = 1420;
 const PORT: u16 = 51820;
 
 fn main() -> ExitCode {
-    match work() {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
+    if !world::is_inside() && !programs::present("boringtun-cli") {
+        eprintln!("missing: boringtun-cli; cargo install boringtun-cli --version 0.7.1");
+        return ExitCode::FAILURE;
     }
-}
-
-fn work() -> Result<ExitCode> {
-    if world::is_inside() {
-        world::furnish()?;
-        compare()?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    programs::require(&["iperf3", "ss", "wg"])?;
-    if !programs::present("boringtun-cli") {
-        bail!("missing: boringtun-cli; cargo install boringtun-cli --version 0.7.1");
-    }
-    let mut child = world::command(&[])?.spawn()?;
-    // Waiting would close it, and with it the world.
-    let lifeline = child.stdin.take();
-    let status = child.wait()?;
-    drop(lifeline);
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    world::in_own(&["iperf3", "ss", "wg"], compare)
 }
 
 /// One end of the tunnel.

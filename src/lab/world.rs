@@ -14,7 +14,7 @@
 use std::{
     env,
     io::{self, Read},
-    process::{self, Command, Stdio},
+    process::{self, Command, ExitCode, ExitStatus, Stdio},
     thread,
 };
 
@@ -82,6 +82,38 @@ pub fn furnish() -> Result<()> {
     Ok(())
 }
 
+/// Runs a program's `body` in a world of its own and tells how it ended: all that its `main`
+/// has to do. `needed` are the programs that it will call beside those of every lab.
+pub fn in_own(needed: &[&str], body: impl FnOnce() -> Result<()>) -> ExitCode {
+    let work = || {
+        if is_inside() {
+            furnish()?;
+            body()?;
+            return Ok(true);
+        }
+        let status = outlive(command(needed)?)?;
+        Ok::<bool, anyhow::Error>(status.success())
+    };
+    match work() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Starts the inner process and waits for its end.
+fn outlive(mut command: Command) -> io::Result<ExitStatus> {
+    let mut child = command.spawn()?;
+    // Waiting would close it, and with it the world.
+    let lifeline = child.stdin.take();
+    let status = child.wait();
+    drop(lifeline);
+    status
+}
+
 /// Runs a test's `body` in a world of its own. `test` is the test's path as the test
 /// program knows it, such as `nats::full_cone`.
 ///
@@ -93,15 +125,9 @@ pub fn isolated(test: &str, body: impl FnOnce()) {
         body();
         process::exit(PASSED);
     }
-    let mut child = command(&[])
-        .expect("a world can be made")
-        .args(["--exact", test, "--nocapture"])
-        .spawn()
-        .expect("unshare starts");
-    // Waiting would close it, and with it the world.
-    let lifeline = child.stdin.take();
-    let status = child.wait().expect("a child can be waited for");
-    drop(lifeline);
+    let mut command = command(&[]).expect("a world can be made");
+    command.args(["--exact", test, "--nocapture"]);
+    let status = outlive(command).expect("unshare starts, and can be waited for");
     assert!(!status.success(), "no test is named {test:?}: nothing ran");
     assert_eq!(status.code(), Some(PASSED), "{test} failed in its world: see above");
 }

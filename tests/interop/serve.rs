@@ -217,11 +217,13 @@ fn zonemesh_ends_streams_of_rubbish_and_takes_no_more_than_it_may() {
         // A request in two pieces is answered, on a stream that was there before.
         let request = Message::new(Method::Binding, Class::Request, [9; 12]);
         let request = request.encode(None).expect("written");
-        for piece in [&request[..7], &request[7..]] {
-            kept[0].write_all(piece).expect("written");
-            thread::sleep(Duration::from_millis(50));
-        }
+        kept[0].set_nodelay(true).expect("it is TCP");
+        kept[0].write_all(&request[..7]).expect("written");
+        // Who answers another one by now has read the first piece.
         let mut answer = [0; 32];
+        kept[1].write_all(&request).expect("written");
+        kept[1].read_exact(&mut answer).expect("answered");
+        kept[0].write_all(&request[7..]).expect("written");
         kept[0].read_exact(&mut answer).expect("answered");
         let answer = Message::parse(&answer).expect("a message");
         assert_eq!(answer.mapped, kept[0].local_addr().ok());

@@ -245,3 +245,27 @@ fn listener(addr: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, UdpSocket};
+
+    use super::*;
+
+    #[test]
+    fn where_somebody_has_the_port_on_one_address_the_others_are_served() {
+        let taken = Ipv4Addr::new(127, 0, 0, 53);
+        let resolver = UdpSocket::bind((taken, 0)).expect("a port");
+        let port = resolver.local_addr().expect("bound").port();
+        let own: [IpAddr; 3] = [taken.into(), Ipv4Addr::LOCALHOST.into(), [0; 16].into()];
+        let bind = |addr| Udp::bind(addr, UDP_BUFFER).map(drop);
+        let all = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let free = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        assert_eq!(each_free(all, &own, bind).expect("one is free"), [free]);
+        // Who names an address means that one.
+        let error = each_free((taken, port).into(), &own, bind).expect_err("it is taken");
+        assert!(error.to_string().contains(&format!("127.0.0.53:{port}")), "{error}");
+        drop(resolver);
+        assert_eq!(each_free(all, &own, bind).expect("all are free"), [all]);
+    }
+}

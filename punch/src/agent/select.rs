@@ -157,6 +157,12 @@ impl Agent {
         if !self.keys.controlling() || self.selected == Some(route) {
             return;
         }
+        // A path that nobody uses is not left for a better one of its kind: what is measured of
+        // it is a few checks, of which chance may take several.
+        if !self.traffic.is_active(now) && now >= self.selected_at + SETTLES_FOR {
+            self.gaining = None;
+            return;
+        }
         let find = |route| self.pairs.iter().find(|pair| Some(pair.route) == route);
         let (Some(selected), Some(pair)) = (find(self.selected), find(Some(route))) else {
             return;

@@ -403,7 +403,9 @@ impl Message {
                 first(&mut self.address_failure, (family, failure));
             }
             StunAttribute::UnknownAttributes(list) => {
-                self.unknown.extend_from_slice(list.attributes());
+                if self.unknown.is_empty() {
+                    self.unknown.extend_from_slice(list.attributes());
+                }
             }
             StunAttribute::AlternateServer(addr) => {
                 first(&mut self.alternate_server, *addr.socket_address());

@@ -53,6 +53,18 @@ fn every_field_comes_back() {
     }
 }
 
+/// Found by fuzzing (`fuzz/targets/turn_message.rs`).
+#[test]
+fn of_two_lists_of_unknown_attributes_the_first_counts() {
+    let unknown = vec![0x7001];
+    let message = Message { unknown, ..Message::new(Method::Refresh, Class::Error, ID) };
+    let mut bytes = message.encode(None).expect("it can be written");
+    bytes.extend([0x00, 0x0a, 0x00, 0x02, 0x70, 0x02, 0x00, 0x00]);
+    let length = u16::try_from(bytes.len() - HEADER_LEN).expect("short");
+    bytes[2..4].copy_from_slice(&length.to_be_bytes());
+    assert_eq!(Message::parse(&bytes), Ok(message));
+}
+
 #[test]
 fn what_is_longer_than_a_message_can_be_is_refused() {
     let peer: SocketAddr = "[2001:db8::1]:4001".parse().expect("an address");

@@ -37,6 +37,7 @@ test-matrix: ## run only the matrix: every pair of NATs and firewalls (root)
 check: ## formatting, lints, documentation, licences, unused dependencies
 	.ci/install check
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 	cargo deny --locked check bans licenses sources
@@ -50,10 +51,21 @@ advisories: ## look for known faults in dependencies (fetches the advisory datab
 .PHONY: fmt
 fmt: ## format the code
 	cargo fmt --all
+	cargo fmt --manifest-path fuzz/Cargo.toml
 
 .PHONY: ci
 ci: ## what a build machine runs: test and check, and that nothing is left behind
 	.ci/run
+
+# Seconds that each target is fuzzed.
+TIME := 600
+# Only these, if any.
+TARGETS :=
+
+.PHONY: fuzz
+fuzz: ## fuzz the parsers of outside bytes: TIME=600 seconds each, only TARGETS="a b"
+	.ci/install fuzz
+	fuzz/run $(TIME) $(TARGETS)
 
 .PHONY: bench
 bench: ## measure the throughput beside boringtun-cli's (root)

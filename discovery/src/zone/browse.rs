@@ -186,7 +186,7 @@ async fn by_transfer(
 }
 
 /// Applies a transfer that was asked for with serial `since`.
-fn apply(
+pub(super) fn apply(
     client: &ZoneClient,
     since: u32,
     contents: &mut Contents,
@@ -225,7 +225,7 @@ fn whole(client: &ZoneClient, records: Vec<Record>) -> Contents {
     contents
 }
 
-fn add(client: &ZoneClient, contents: &mut Contents, record: Record) {
+pub(super) fn add(client: &ZoneClient, contents: &mut Contents, record: Record) {
     for record in client.plain(record) {
         contents.add(&client.zone, record);
     }

@@ -26,6 +26,8 @@ mod browse;
 mod contents;
 mod error;
 mod follow;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod message;
 mod poll;
 mod publish;

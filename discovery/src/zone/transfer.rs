@@ -101,51 +101,69 @@ impl ZoneClient {
             None => message::query(self.zone.name(), RecordType::AXFR),
         };
         let work = async {
-            let mut request = Request::new(self, Task::Transfer, &message);
+            let request = Request::new(self, Task::Transfer, &message);
             let mut connection = Connection::open(self.server).await?;
             connection.send(&request).await?;
-            let mut stream = Stream::new(self.zone.name(), since);
-            let mut bytes = 0;
-            let mut soa = None;
-            loop {
-                let wire = connection.receive().await?;
-                bytes += wire.len();
-                let too_large =
-                    |limit, what| ZoneError::TooLarge { server: self.server, limit, what };
-                if bytes > MAX_ZONE_BYTES {
-                    return Err(too_large(MAX_ZONE_BYTES, "bytes of records"));
-                }
-                if stream.kept() > MAX_RECORDS {
-                    return Err(too_large(MAX_RECORDS, "records"));
-                }
-                let reply = request.accept(self.server, &wire)?;
-                if reply.answers.is_empty() {
-                    return Err(self.rubbish(Task::Transfer, "a message without records"));
-                }
-                let records = R::of(&wire, reply);
-                let unread = || self.rubbish(Task::Transfer, "a record that cannot be read");
-                for record in records.ok_or_else(unread)? {
-                    soa.get_or_insert_with(|| record.clone());
-                    stream
-                        .handle_record(record)
-                        .map_err(|what| self.rubbish(Task::Transfer, what))?;
-                }
-                if stream.is_complete() {
-                    break;
-                }
-            }
-            if !request.is_authentic() {
-                return Err(self.rubbish(Task::Transfer, "the last message is not signed"));
-            }
-            let transfer = stream.finish();
-            let transfer = transfer.ok_or_else(|| self.rubbish(Task::Transfer, "it ends too soon"));
-            Ok((soa, transfer?))
+            let mut incoming = Incoming::new(self, request, since);
+            while !incoming.handle_message(&connection.receive().await?)? {}
+            incoming.finish()
         };
         let Ok(transfer) = timeout(TRANSFER_LIMIT, work).await else {
             let why = format!("a transfer takes more than {} s", TRANSFER_LIMIT.as_secs());
             return Err(ZoneError::Away { server: self.server, why });
         };
         transfer
+    }
+}
+
+/// Takes the messages of an answer, in order, and keeps them within bounds.
+pub(super) struct Incoming<'a, R> {
+    client: &'a ZoneClient,
+    request: Request,
+    stream: Stream<R>,
+    /// The record that it began with.
+    soa: Option<R>,
+    bytes: usize,
+}
+
+impl<'a, R: Part> Incoming<'a, R> {
+    pub(super) fn new(client: &'a ZoneClient, request: Request, since: Option<u32>) -> Self {
+        let stream = Stream::new(client.zone.name(), since);
+        Self { client, request, stream, soa: None, bytes: 0 }
+    }
+
+    /// Takes the next message. Whether it was the last one.
+    pub(super) fn handle_message(&mut self, wire: &[u8]) -> Result<bool, ZoneError> {
+        let server = self.client.server;
+        let too_large = |limit, what| ZoneError::TooLarge { server, limit, what };
+        self.bytes += wire.len();
+        if self.bytes > MAX_ZONE_BYTES {
+            return Err(too_large(MAX_ZONE_BYTES, "bytes of records"));
+        }
+        if self.stream.kept() > MAX_RECORDS {
+            return Err(too_large(MAX_RECORDS, "records"));
+        }
+        let rubbish = |what| self.client.rubbish(Task::Transfer, what);
+        let reply = self.request.accept(server, wire)?;
+        if reply.answers.is_empty() {
+            return Err(rubbish("a message without records"));
+        }
+        let records = R::of(wire, reply);
+        for record in records.ok_or_else(|| rubbish("a record that cannot be read"))? {
+            self.soa.get_or_insert_with(|| record.clone());
+            self.stream.handle_record(record).map_err(rubbish)?;
+        }
+        Ok(self.stream.is_complete())
+    }
+
+    /// What it began with, and what it all came to, if the last message was signed.
+    pub(super) fn finish(self) -> Result<(Option<R>, Transfer<R>), ZoneError> {
+        if !self.request.is_authentic() {
+            return Err(self.client.rubbish(Task::Transfer, "the last message is not signed"));
+        }
+        let ends_too_soon = || self.client.rubbish(Task::Transfer, "it ends too soon");
+        let transfer = self.stream.finish().ok_or_else(ends_too_soon)?;
+        Ok((self.soa, transfer))
     }
 }
 

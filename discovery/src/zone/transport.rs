@@ -59,6 +59,12 @@ impl Request {
         Self { task, id: message.metadata.id, question, wire, chain, answered: false }
     }
 
+    /// The number by which its answer is known.
+    #[cfg(fuzzing)]
+    pub(super) fn id(&self) -> u16 {
+        self.id
+    }
+
     /// Reads and authenticates the next message of the answer.
     pub(super) fn accept(&mut self, server: SocketAddr, wire: &[u8]) -> Result<Reply, ZoneError> {
         let rubbish = |what| ZoneError::Rubbish { server, task: self.task, what };

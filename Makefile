@@ -74,15 +74,15 @@ bench: ## measure the throughput beside boringtun-cli's (root)
 
 .PHONY: bench-relay
 bench-relay: ## measure the relayed throughput beside coturn's (root)
-	.ci/install bench-relay
+	.ci/install bench-services
 	cargo bench --locked --bench relay
 
 .PHONY: bench-idle
 bench-idle: ## count what a mesh costs that nobody uses, in packets and bytes per peer (root)
-	.ci/install bench-relay
+	.ci/install bench-services
 	cargo bench --locked --profile dev --bench idle
 
 .PHONY: bench-zone
 bench-zone: ## measure the zone of a thousand nodes beside BIND's
-	.ci/install lab
+	.ci/install bench-services
 	cargo bench --locked --bench zone

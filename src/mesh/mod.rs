@@ -65,6 +65,9 @@ pub const KEEPALIVE_S: u16 = 25;
 /// How often lapsed members and dead paths are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
 
+/// A node that looks so late at what is due was asleep, or its machine was.
+const STOOD_STILL: Duration = Duration::from_secs(5);
+
 /// What the mesh has to know of this node.
 pub struct Settings {
     /// This node's key.
@@ -344,6 +347,10 @@ impl Mesh {
             }
         }
         if self.next_sweep <= now {
+            if self.next_sweep + STOOD_STILL <= now {
+                // What came meanwhile was not looked at: its absence tells nothing of a path.
+                self.peers.values_mut().for_each(|peer| peer.path_since = now);
+            }
             self.next_sweep = now + SWEEP;
             self.sweep(now, wall);
         }

@@ -1,6 +1,6 @@
-//! The tasks that talk to the zone: one publishes this node's advert ([`publisher`]), one
-//! browses the others' ([`reader`]), one asks for STUN servers and one for relays
-//! ([`services`]).
+//! The tasks that talk to the zone: one publishes this node's advert (`publisher`), one
+//! browses the others' (`reader`), one asks for STUN servers and one for relays
+//! (`services`).
 //!
 //! They stand outside the control loop because a server may take seconds to answer
 //! or not answer at all, and none owns any state that the loop needs: the advert
@@ -8,7 +8,7 @@
 //! away, refuses or answers rubbish is told once per kind of failure, shows in
 //! `status`, and is asked again with growing pauses; nothing else depends on it.
 //!
-//! A zone may have several servers ([`servers`]): the reader goes on to the next where one
+//! A zone may have several servers (`servers`): the reader goes on to the next where one
 //! fails, and the others follow it.
 
 mod pace;

@@ -9,7 +9,7 @@
 //! is away, and does not bring back who has left in the meantime.
 //!
 //! Two things end a membership at once, whoever is heard: a certificate that is over, and a
-//! revocation ([`admission`]).
+//! revocation (`admission`).
 
 mod admission;
 mod clock;
